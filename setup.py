@@ -1,0 +1,5 @@
+"""Let tools that still ask for a setup.py find setup.cfg."""
+
+from setuptools import setup
+
+setup()
