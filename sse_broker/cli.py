@@ -1,0 +1,91 @@
+"""The command line: arguments in, exit codes out. The only place that ends the process, and that prints an error for people."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from . import config
+from .errors import BrokerError, ConfigError
+from .logs import one_line
+from .version import VERSION
+
+PROGRAM = "sse-broker"
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_BAD_CONFIGURATION = 2
+
+_EPILOG = """\
+With no configuration at all it runs on this machine alone, without Redis, and prints where its pages are.
+Every key of the configuration file can be set by environment: SSE_BROKER_REDIS_ADDRS=10.0.0.5:6379 sets redis.addrs.
+
+exit codes: 0 after SIGTERM or Ctrl-C, 1 if it could not start (port taken, Redis out of reach),
+2 if the configuration is wrong
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, as every other failure is said."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message} (see {PROGRAM} --help)")
+        sys.exit(EXIT_BAD_CONFIGURATION)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with these arguments (default: those of the process) and return the exit code.
+
+    Raises: SystemExit after --help, --version and wrong arguments, as argparse does.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _run(config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port))
+    except KeyboardInterrupt:
+        # Ctrl-C before the server took over the signal, or a second one that did not want to wait.
+        return EXIT_OK
+    except ConfigError as error:
+        _complain(error.message)
+        return EXIT_BAD_CONFIGURATION
+    except BrokerError as error:
+        _complain(error.message)
+        return EXIT_FAILED
+    except Exception as error:
+        _complain(f"unexpected {type(error).__name__}: {error}")
+        if sys.flags.dev_mode:
+            traceback.print_exc()
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _run(settings: config.Config) -> None:
+    # Late, so that --help, --version and a bad configuration need not wait for aiohttp and redis.
+    from . import server
+
+    server.run(settings)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Push events to browsers and apps over Server-Sent Events.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    found = " or ".join(map(str, config.candidate_files()))
+    parser.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help=f"configuration file (default: {found}, if there is one)"
+    )
+    parser.add_argument("--host", help="address to listen on, over server.host of the file")
+    parser.add_argument("--port", type=int, help="port to listen on, over server.port of the file; 0 takes a free one")
+    parser.add_argument("-v", "--version", action="version", version=f"{PROGRAM} {VERSION}")
+    return parser
+
+
+def _complain(message: str) -> None:
+    if sys.stderr is not None:
+        print(f"{PROGRAM}: {one_line(' '.join(message.split()))}", file=sys.stderr)

@@ -1,0 +1,8 @@
+"""Time as the outside reads it. Pure."""
+
+import time
+
+
+def local_text(seconds: float) -> str:
+    """Return Unix `seconds` as local time, `2024-09-12 09:57:59`; empty text for 0."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""

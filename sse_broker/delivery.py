@@ -1,0 +1,115 @@
+"""From the bus to the streams of this instance. It owns the order: a frame for some devices is written at once, a
+broadcast by one task in slices with a yield between, so that neither sends nor heartbeats wait for 15,000 writes; and
+still no stream sees a lower id after a higher one.
+
+How: broadcasts that are not yet written to every stream stand in `pending`. A frame for one device, arriving while they
+do, is preceded on that stream by those of them that it lacks; the walk later finds that it has them and goes on. All
+broadcasts that wait when a walk begins go out together, one write for each stream.
+"""
+
+import asyncio
+import logging
+from collections import deque
+
+from sse_broker.frame import Block, Frame, join_frames
+from sse_broker.presence import Reason
+from sse_broker.registry import Registry
+from sse_broker.stream import Stream
+
+log = logging.getLogger(__name__)
+
+# Streams written to between two yields: at about 10 µs each, other work waits a few milliseconds at most.
+SLICE_STREAMS = 250
+# Broadcasts waiting for the walk, in bytes, before the bus is read no further.
+MAX_PENDING_BYTES = 4 * 1024 * 1024
+# What one walk joins into one write, in bytes: a stream's buffer may pass its bound by this much.
+MAX_JOINED_BYTES = 256 * 1024
+
+
+class Delivery:
+    """Writes frames to the streams of one registry; `start` and `close` own its task."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._pending: deque[Frame] = deque()
+        self._pending_bytes = 0
+        self._wanted = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._task: asyncio.Task[None] | None = None
+        self.delivered = 0
+
+    def start(self) -> None:
+        """Start the task that writes broadcasts."""
+        self._task = asyncio.create_task(self._run(), name="delivery")
+
+    async def close(self) -> None:
+        """Write what is pending, then end the task."""
+        while self._pending and self._task is not None and not self._task.done():
+            await asyncio.sleep(0)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def to_devices(self, frame: Frame, device_ids: tuple[str, ...]) -> None:
+        """Write a frame to these devices' streams, now."""
+        pending = self._pending
+        for stream in self._registry.of_devices(device_ids):
+            if pending:
+                self.finish(stream)
+            if stream.write(frame):
+                self.delivered += 1
+
+    def to_everyone(self, frame: Frame) -> None:
+        """Have a frame written to every stream that is open now."""
+        self._pending.append(frame)
+        self._pending_bytes += len(frame.plain)
+        if self._pending_bytes > MAX_PENDING_BYTES:
+            self._room.clear()
+        self._wanted.set()
+
+    def finish(self, stream: Stream) -> None:
+        """Write to a stream what is pending for it, because its end comes next."""
+        for broadcast in self._pending:
+            stream.write(broadcast)
+
+    async def room(self) -> None:
+        """Wait until so few broadcasts are pending that the next may come."""
+        await self._room.wait()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._pending:
+                frames = self._next_frames()
+                await self._walk(frames, frames[0] if len(frames) == 1 else join_frames(frames))
+                for frame in frames:
+                    self._pending.popleft()
+                    self._pending_bytes -= len(frame.plain)
+                self._room.set()
+
+    def _next_frames(self) -> tuple[Frame, ...]:
+        frames: list[Frame] = []
+        size = 0
+        for frame in self._pending:
+            size += len(frame.plain)
+            if frames and size > MAX_JOINED_BYTES:
+                break
+            frames.append(frame)
+        return tuple(frames)
+
+    async def _walk(self, frames: tuple[Frame, ...], joined: Block | Frame) -> None:
+        first_id, last_id = frames[0].id, frames[-1].id
+        streams = tuple(self._registry)
+        for start in range(0, len(streams), SLICE_STREAMS):
+            for stream in streams[start : start + SLICE_STREAMS]:
+                try:
+                    if stream.write_joined(joined, first_id, last_id):
+                        self.delivered += len(frames)
+                    else:
+                        self.delivered += sum([stream.write(frame) for frame in frames])
+                except Exception:  # one failing peer must never stop the rest
+                    log.exception("a stream could not be written to")
+                    stream.abort(Reason.DISCONNECT)
+            await asyncio.sleep(0)

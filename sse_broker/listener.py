@@ -1,0 +1,67 @@
+"""Listening sockets: bound before anything else starts, so that a taken port is a clear error, and with the options that
+let the kernel notice peers that vanished. It knows addresses and nothing of what is served.
+"""
+
+import socket
+import sys
+from contextlib import suppress
+
+from sse_broker.client_address import join_host_port
+from sse_broker.errors import StartError
+
+BACKLOG = 4096
+
+
+def listen(host: str, port: int, *, peer_timeout_seconds: float, share_port: bool = False) -> list[socket.socket]:
+    """Return sockets that listen on every address of `host`; port 0 takes a free one, the same for all.
+
+    `share_port`: several processes may listen on it. Raises: StartError with the address and the reason.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            sock = socket.socket(family, kind, protocol)
+            sockets.append(sock)
+            _set_options(sock, peer_timeout_seconds, share_port)
+            chosen = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
+            sock.bind((address[0], chosen, *address[2:]))
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        reason = error.strerror or str(error)
+        raise StartError(f"can not listen on {join_host_port(host or '*', port)}: {reason.lower()}") from None
+    return sockets
+
+
+def public_address(sockets: list[socket.socket]) -> str:
+    """Return `ip:port` under which this instance is known: the address that others would reach it by."""
+    host, port = sockets[0].getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = _outward_address(sockets[0].family) or socket.gethostname()
+    return join_host_port(host, port)
+
+
+def _set_options(sock: socket.socket, peer_timeout_seconds: float, share_port: bool) -> None:
+    if sys.platform != "win32":  # there it would let two programs take one port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if share_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    # Connections inherit these. Heartbeats that nobody acknowledges for this long end a connection (tcp(7)).
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(peer_timeout_seconds * 1000))
+
+
+def _outward_address(family: int) -> str | None:
+    """Return the address that the default route leaves from; a UDP connect sends nothing."""
+    probe, target = (socket.AF_INET6, "2001:db8::1") if family == socket.AF_INET6 else (socket.AF_INET, "192.0.2.1")
+    with suppress(OSError), socket.socket(probe, socket.SOCK_DGRAM) as sock:
+        sock.connect((target, 9))
+        return str(sock.getsockname()[0])
+    return None

@@ -1,0 +1,46 @@
+"""Who something is for. Pure values, checked at construction."""
+
+from dataclasses import dataclass
+
+from sse_broker.frame import check_data, check_event
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Some users (uids) and some devices (device ids), each named once; neither means everyone."""
+
+    users: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "users", tuple(dict.fromkeys(self.users)))
+        object.__setattr__(self, "devices", tuple(dict.fromkeys(self.devices)))
+
+    @property
+    def everyone(self) -> bool:
+        """Whether this is a broadcast."""
+        return not self.users and not self.devices
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a back end sends: a frame that has no id yet, and who it is for.
+
+    Raises: BadRequest when the event name or the data can not stand in an event stream.
+    """
+
+    target: Target
+    event: str
+    data: str
+
+    def __post_init__(self) -> None:
+        check_event(self.event)
+        check_data(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of a message: its frame id, and how many distinct online devices it is addressed to."""
+
+    id: int
+    count: int

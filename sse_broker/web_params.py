@@ -1,0 +1,202 @@
+"""Parameters of a request as the API takes them: from the query, JSON, an urlencoded or a multipart form. It knows how
+they are written and nothing of what they are for.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import NoReturn
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from sse_broker.errors import BadRequest, PayloadTooLarge, UnsupportedMedia
+from sse_broker.frame import check_text
+
+MAX_NAME_CHARS = 256
+MAX_FIELDS = 1_000
+
+FORM = "application/x-www-form-urlencoded"
+MULTIPART = "multipart/form-data"
+
+
+class Params:
+    """Named values; a value is text, a list of texts, or anything that JSON can say."""
+
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self._values = values
+
+    def __contains__(self, name: str) -> bool:
+        return self._values.get(name) is not None
+
+    def text(self, name: str, *, max_chars: int | None = None) -> str | None:
+        """Return one text; None when it is absent or empty. Raises: BadRequest."""
+        value = self._values.get(name)
+        if value is None or value == "":
+            return None
+        text = check_text(name, _as_text(name, value))
+        if max_chars is not None and len(text) > max_chars:
+            raise BadRequest(f"'{name}' is longer than {max_chars} characters")
+        return text
+
+    def required_text(self, name: str, *, max_chars: int | None = None) -> str:
+        """Return one text that must be there and not be empty. Raises: BadRequest."""
+        text = self.text(name, max_chars=max_chars)
+        if text is None:
+            raise BadRequest(f"'{name}' is missing")
+        return text
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Return a list of user or device names: a JSON array as it is, text split at commas. Empty items are dropped.
+
+        An array that names nobody is refused: leaving the list out means everyone, and a back end that computed an empty
+        list did not mean that. Raises: BadRequest.
+        """
+        value = self._values.get(name)
+        if value is None or value == "":
+            return ()
+        if isinstance(value, list):
+            items = [_as_text(name, item) for item in value]
+        else:
+            items = [item.strip(" ") for item in _as_text(name, value).split(",")]
+        items = [item for item in items if item]
+        if not items:
+            raise BadRequest(f"'{name}' is a list that names nobody; leave it out to mean everyone")
+        for item in items:
+            if len(check_text(name, item)) > MAX_NAME_CHARS:
+                raise BadRequest(f"'{name}' holds a name that is longer than {MAX_NAME_CHARS} characters")
+        return tuple(items)
+
+    def payload(self, name: str) -> str | None:
+        """Return text as it is and any other JSON value as compact JSON; None when it is absent. Raises: BadRequest."""
+        if name not in self._values:
+            return None
+        value = self._values[name]
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return check_text(name, text)
+
+    def number(self, name: str) -> float | None:
+        """Return a number; None when it is absent or empty. Raises: BadRequest."""
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if number != number or number in (float("inf"), float("-inf")):
+            raise BadRequest(f"'{name}' must be a number")
+        return number
+
+
+def query_params(request: web.Request) -> Params:
+    """Return the query's parameters. Raises: BadRequest."""
+    return Params(_query_values(request))
+
+
+async def request_params(request: web.Request) -> Params:
+    """Return the query's parameters, and for a POST with a body those of the body, which win.
+
+    Raises: BadRequest, PayloadTooLarge, UnsupportedMedia.
+    """
+    values = _query_values(request)
+    if request.method == "POST" and request.body_exists:
+        values.update(await _body_values(request))
+    return Params(values)
+
+
+def parse_json(text: str | bytes) -> object:
+    """Return what JSON text says; NaN and Infinity are no JSON. Raises: BadRequest."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not valid JSON: {_first_line(error)}") from None
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _query_values(request: web.Request) -> dict[str, object]:
+    # The raw text: a lenient decoder would change what it can not decode, and this must be exact or refused.
+    return _form_values(request.raw_path.partition("#")[0].partition("?")[2], "query")
+
+
+async def _body_values(request: web.Request) -> dict[str, object]:
+    kind = request.content_type
+    try:
+        if kind == MULTIPART:
+            return await _multipart_values(request)
+        if kind != FORM and kind != "application/json" and not kind.endswith("+json"):
+            raise UnsupportedMedia(f"the content type must be application/json, {FORM} or {MULTIPART}, not '{kind}'")
+        body = await request.read()
+        if not body:
+            return {}
+        if kind == FORM:
+            return _form_values(body.decode(request.charset or "utf-8"), "body")
+    except web.HTTPRequestEntityTooLarge:
+        raise PayloadTooLarge(f"the body is longer than {request._client_max_size} bytes") from None
+    except (LookupError, UnicodeDecodeError):
+        raise BadRequest("the body is not text in the character set that it names") from None
+    except (web.RequestPayloadError, ConnectionError, asyncio.IncompleteReadError):
+        raise BadRequest("the body is incomplete or its encoding is broken") from None
+    value = parse_json(body)
+    if not isinstance(value, dict):
+        raise BadRequest("the JSON body must be an object of parameters")
+    return value
+
+
+async def _multipart_values(request: web.Request) -> dict[str, object]:
+    try:
+        form = await request.post()
+        pairs: list[tuple[str, str]] = []
+        for name, value in form.items():
+            if isinstance(value, str):
+                pairs.append((name, value))
+            elif isinstance(value, web.FileField):
+                pairs.append((name, value.file.read().decode()))
+            else:
+                pairs.append((name, bytes(value).decode()))
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise BadRequest(f"the multipart form is malformed: {_first_line(error)}") from None
+    return _gathered(pairs)
+
+
+def _form_values(text: str, where: str) -> dict[str, object]:
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
+    except UnicodeDecodeError:
+        raise BadRequest(f"the {where} holds percent escapes that are not UTF-8") from None
+    except ValueError:
+        raise BadRequest(f"the {where} has more than {MAX_FIELDS} parameters") from None
+    return _gathered(pairs)
+
+
+def _gathered(pairs: list[tuple[str, str]]) -> dict[str, object]:
+    """Return the values by name; a name that comes several times has a list, which is good for lists alone."""
+    values: dict[str, object] = {}
+    for name, value in pairs:
+        former = values.get(name)
+        if former is None:
+            values[name] = value
+        elif isinstance(former, list):
+            former.append(value)
+        else:
+            values[name] = [former, value]
+    return values
+
+
+def _as_text(name: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        raise BadRequest(f"'{name}' must be one text, not a list")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRequest(f"'{name}' must be text")
+    return json.dumps(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]
