@@ -1,4 +1,7 @@
-"""The access log's line: one per request, with what must stay secret masked. Knows aiohttp's requests, not where the lines go."""
+"""The access log's line: one per request, with what must stay secret masked.
+
+Knows aiohttp's requests; must not know where the lines go, nor work out who a client behind a proxy is.
+"""
 
 import logging
 from urllib.parse import unquote_plus
@@ -6,7 +9,7 @@ from urllib.parse import unquote_plus
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.web import BaseRequest, StreamResponse
 
-from .logs import one_line
+from sse_broker.logs import one_line
 
 CLIENT_ADDRESS = "client_address"
 """The key under which a request carries its client's address, where that is not the peer's (a trusted proxy's)."""
@@ -44,7 +47,7 @@ class AccessLogger(AbstractAccessLogger):
 
 
 def masked(path: str) -> str:
-    """Return path and query with `***` for the values of `token` and `data`, however their names are spelled (%74oken)."""
+    """Return path and query with `***` for the values of `token` and `data`, under whatever spelling (%74oken)."""
     path = one_line(path)
     start, mark, query = path.partition("?")
     if not mark:

@@ -1,4 +1,7 @@
-"""The command line: arguments in, exit codes out. The only place that ends the process, and that prints an error for people."""
+"""The command line: arguments in, exit codes out.
+
+The only place that decides how the process ends, and that prints an error for people. Must not know what a server does.
+"""
 
 import argparse
 import os
@@ -8,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import config
-from .errors import BrokerError, ConfigError
-from .logs import one_line
-from .version import VERSION
+from sse_broker import config
+from sse_broker.errors import BrokerError, ConfigError
+from sse_broker.logs import one_line
+from sse_broker.version import VERSION
 
 PROGRAM = "sse-broker"
 
@@ -43,6 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
+        return _exit_code(arguments)
+    finally:
+        _let_go_of_broken_output()
+
+
+def _exit_code(arguments: argparse.Namespace) -> int:
+    try:
         _run(config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port))
     except KeyboardInterrupt:
         # Ctrl-C before the server took over the signal, or a second one that did not want to wait.
@@ -63,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(settings: config.Config) -> None:
     # Late, so that --help, --version and a bad configuration need not wait for aiohttp and redis.
-    from . import server
+    from sse_broker import server
 
     server.run(settings)
 
@@ -84,6 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, help="port to listen on, over server.port of the file; 0 takes a free one")
     parser.add_argument("-v", "--version", action="version", version=f"{PROGRAM} {VERSION}")
     return parser
+
+
+def _let_go_of_broken_output() -> None:
+    # Where the reader of our output is gone (`sse-broker | head`), Python's own flush at exit would fail as well and
+    # turn the exit code into 120.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _complain(message: str) -> None:

@@ -13,11 +13,12 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from . import config_checks as checks
-from .config_checks import BadValue, Network
-from .config_source import Settings
-from .errors import ConfigError
+from sse_broker import config_checks as checks
+from sse_broker.config_checks import BadValue, Network
+from sse_broker.config_source import Settings
+from sse_broker.errors import ConfigError
 
 SYSTEM_FILE = Path("/etc/sse-broker/config.toml")
 BUNDLE_FILE_NAME = "config.toml"
@@ -43,6 +44,8 @@ class ServerConfig:
     max_connections: int = 0
     tls_cert: str = ""
     tls_key: str = ""
+    # Not a key: `trusted_proxies`, parsed once, since every request asks. A single address is a network of its own.
+    trusted_networks: tuple[Network, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check every value. Raises: ConfigError."""
@@ -52,8 +55,8 @@ class ServerConfig:
         checks.check_seconds("server.drain_seconds", self.drain_seconds, zero_allowed=True)
         checks.check_range("server.max_body_bytes", self.max_body_bytes, 1, _MAX_BYTES, "bytes")
         checks.check_range("server.max_connections", self.max_connections, 0, 100_000_000)
-        for proxy in self.trusted_proxies:
-            checks.parsed_network("server.trusted_proxies", proxy)
+        networks = tuple(checks.parsed_network("server.trusted_proxies", text) for text in self.trusted_proxies)
+        object.__setattr__(self, "trusted_networks", networks)
         for origin in self.cors_origins:
             checks.check_origin("server.cors_origins", origin)
         if self.tls_cert and not self.tls_key:
@@ -65,11 +68,6 @@ class ServerConfig:
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the listener."""
         return checks.is_loopback(self.host)
-
-    @property
-    def trusted_networks(self) -> tuple[Network, ...]:
-        """`trusted_proxies`, parsed; a single address is a network of its own."""
-        return tuple(checks.parsed_network("server.trusted_proxies", text) for text in self.trusted_proxies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +256,10 @@ def with_random_secret(config: Config) -> Config:
     return dataclasses.replace(config, jwt=dataclasses.replace(config.jwt, secret=secrets.token_urlsafe(48)))
 
 
-def schema() -> dict[str, dict[str, type]]:
+def schema() -> dict[str, dict[str, Any]]:
     """Return the type of each key by table, in order."""
-    return {name: typing.get_type_hints(kind) for name, kind in typing.get_type_hints(Config).items()}
+    tables = typing.get_type_hints(Config)
+    return {name: {key.name: key.type for key in dataclasses.fields(kind) if key.init} for name, kind in tables.items()}
 
 
 def candidate_files() -> tuple[Path, ...]:

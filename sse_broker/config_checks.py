@@ -8,7 +8,7 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
-from .errors import ConfigError
+from sse_broker.errors import ConfigError
 
 MAX_SECONDS = 10 * 366 * 86400
 MIN_SECRET_BYTES = 32

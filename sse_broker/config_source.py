@@ -14,8 +14,8 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from .config_checks import quoted
-from .errors import ConfigError
+from sse_broker.config_checks import quoted
+from sse_broker.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "SSE_BROKER_"
 

@@ -4,6 +4,7 @@ Owns the handlers that this program adds to Python's logging and nothing else th
 that one record is one line, whatever a client put into it.
 """
 
+import io
 import logging
 import os
 import sys
@@ -11,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from .config import ServerConfig
-from .errors import ConfigError
+from sse_broker.config import ServerConfig
+from sse_broker.errors import ConfigError
 
 BROKER_LOGGER = "sse_broker"
 ACCESS_LOGGER = "aiohttp.access"
@@ -64,17 +65,11 @@ def setup(server: ServerConfig) -> LogFiles:
 
     Raises: ConfigError for a file that can not be opened; nothing has changed then.
     """
-    error = _opened("server.error_log_path", server.error_log_path, sys.stderr)
-    try:
-        broker = _opened("server.broker_log_path", server.broker_log_path, sys.stdout)
-        try:
-            access = _opened("server.access_log_path", server.access_log_path, sys.stdout, _ACCESS_LINE)
-        except ConfigError:
-            _close(broker)
-            raise
-    except ConfigError:
-        _close(error)
-        raise
+    error, broker, access = _opened_all(
+        ("server.error_log_path", server.error_log_path, sys.stderr, _LINE),
+        ("server.broker_log_path", server.broker_log_path, sys.stdout, _LINE),
+        ("server.access_log_path", server.access_log_path, sys.stdout, _ACCESS_LINE),
+    )
     files = LogFiles()
     files._adjust(logging.getLogger(BROKER_LOGGER), logging.INFO)
     files._adjust(logging.getLogger(ACCESS_LOGGER), logging.INFO if access else logging.CRITICAL + 1, propagate=False)
@@ -91,7 +86,7 @@ def setup(server: ServerConfig) -> LogFiles:
 
 
 def one_line(text: str) -> str:
-    r"""Return the text with line breaks, other control characters and half surrogate pairs written as escapes (\n, \x00)."""
+    r"""Return the text with line breaks, control characters and half surrogate pairs written as escapes (\n, \x00)."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -122,9 +117,8 @@ class _LogHandler(logging.StreamHandler[TextIO]):
         except OSError as error:
             _log.warning("log file %s can not be opened again, the old one stays: %s", self._path, error.strerror)
             return
-        with self.lock or suppress():
-            former = self.setStream(fresh)
-            self._complained = False
+        former = self.setStream(fresh)
+        self._complained = False
         if former is not None:
             with suppress(OSError):
                 former.close()
@@ -137,7 +131,7 @@ class _LogHandler(logging.StreamHandler[TextIO]):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say once that a log can not be written (disk full, reader gone); a broker goes on without its log."""
-        error = sys.exception() if sys.version_info >= (3, 11) else None
+        error = sys.exception()
         if not isinstance(error, OSError):
             super().handleError(record)
         elif not self._complained:
@@ -146,7 +140,19 @@ class _LogHandler(logging.StreamHandler[TextIO]):
                 sys.stderr.write(f"sse-broker: log {self._path or 'stream'} can not be written: {error.strerror}\n")
 
 
-def _opened(key: str, path: str, stream: TextIO | None, line: str = _LINE) -> _LogHandler | None:
+def _opened_all(*wanted: tuple[str, str, TextIO | None, str]) -> "list[_LogHandler | None]":
+    handlers: list[_LogHandler | None] = []
+    try:
+        for key, path, stream, line in wanted:
+            handlers.append(_opened(key, path, stream, line))
+    except ConfigError:
+        for handler in filter(None, handlers):
+            handler.close()
+        raise
+    return handlers
+
+
+def _opened(key: str, path: str, stream: TextIO | None, line: str) -> _LogHandler | None:
     """Return a handler for a path or else the stream, None where nobody would ever read (/dev/null, no console)."""
     if path in (os.devnull, "/dev/null") or (not path and stream is None):
         return None
@@ -157,17 +163,15 @@ def _opened(key: str, path: str, stream: TextIO | None, line: str = _LINE) -> _L
             why = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(f"{key}: {one_line(path)} can not be opened for writing: {why}") from error
     assert stream is not None
+    if isinstance(stream, io.TextIOWrapper):
+        # A console of Windows, or a pipe under LANG=C, has no character for everything.
+        stream.reconfigure(errors="backslashreplace")
     return _LogHandler(stream, None, line)
 
 
 def _open_file(path: Path) -> TextIO:
     # "a" so that several workers, and logrotate's copytruncate, can share a file: each line goes to its end at once.
     return path.open("a", encoding="utf-8", errors="backslashreplace")
-
-
-def _close(handler: _LogHandler | None) -> None:
-    if handler:
-        handler.close()
 
 
 def _same_place(broker_path: str, error_path: str) -> bool:

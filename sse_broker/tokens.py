@@ -19,7 +19,7 @@ from jwt.algorithms import HMACAlgorithm
 from jwt.api_jws import PyJWS
 from jwt.exceptions import InvalidSignatureError, PyJWTError
 
-from .errors import BadRequest, BrokerError, ConfigError, Unauthorized
+from sse_broker.errors import BadRequest, BrokerError, ConfigError, Unauthorized
 
 ALGORITHM = "HS256"
 MAX_TOKEN_CHARS = 8192
