@@ -203,6 +203,7 @@ function failed(error, place, again) {
 
 function succeeded() {
   if ($("key-panel").hidden) return;
+  if ($("key-panel").contains(document.activeElement)) (connection.active ? $("disconnect") : $("connect")).focus();
   $("key-panel").hidden = true;
   repeat = null;
 }

@@ -9,10 +9,10 @@ const DRAW_MS = 40;
 
 const MEANING = {
   sys_connected: "The stream is open. The broker sees this client as",
-  sys_replay_gap: "Warning: frames from before the oldest one kept are gone",
-  sys_kick_offline: "This device was kicked, with this text",
+  sys_replay_gap: "Frames are lost: some after the last id are no longer kept.",
+  sys_kick_offline: "This device was kicked.",
   sys_extrude_offline: "A newer stream of this device took over, from",
-  sys_instance_close: "This broker instance closes; the browser reconnects. Instance",
+  sys_instance_close: "This instance closes; the browser reconnects by itself. Instance",
 };
 
 export function element(tag, className, text) {
@@ -89,14 +89,18 @@ export class FrameList {
     row.dataset.event = name;
     if (id) row.dataset.id = id;
     const head = element("div", "row-head");
-    head.append(element("span", "badge", name));
-    if (id) head.append(element("span", "row-id", `id ${id}`));
-    if (meaning) head.append(element("span", "row-meaning", meaning));
     const time = element("time", "row-time", clock(at));
     time.dateTime = at.toISOString();
-    head.append(time);
+    head.append(time, element("span", "badge", name));
+    if (id) {
+      const place = element("span", "row-id");
+      place.append(element("span", "row-id-word", "id "), id);
+      head.append(place);
+    }
     row.append(head);
+    if (meaning) row.append(element("p", "row-meaning", meaning));
     if (data) row.append(this.#text(data));
+    else if (type === "frame") row.append(element("p", "row-meaning", "(empty)"));
     return row;
   }
 
