@@ -108,8 +108,16 @@ class RedisServer:
             "tls-cluster yes",
         ]
 
+    def add_lines(self, lines: Sequence[str]) -> None:
+        """Add configuration lines, before the first start."""
+        self._lines += lines
+
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
         return self
 
     async def __aexit__(

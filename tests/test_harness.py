@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from tests.event_client import Api, EventClient
 from tests.event_parser import Event, EventParser, StreamViolation
 from tests.redis_servers import Access, RedisServer
+from tests.redis_sets import RedisCluster, SentinelSet
 from tests.waiting import free_port, port_is_free, until
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -315,3 +316,29 @@ async def test_the_api_client_gives_status_and_json(stub: Callable[[Script], Awa
     async with Api(await stub(script), "k") as api:
         answer = await api.send("x", uid=["a"])
         assert (answer.status, answer.result, answer.headers["retry-after"]) == (503, "r", "1")
+
+
+async def test_sentinels_promote_the_replica_of_a_killed_master() -> None:
+    async with SentinelSet() as servers:
+        old = await servers.master()
+        assert (await servers.failover()).addr != old.addr
+        await servers.heal()
+        assert (await old.ask("ROLE"))[0] == "slave"
+
+
+async def test_a_cluster_replaces_a_killed_master_and_moves_a_slot() -> None:
+    async with RedisCluster() as cluster:
+        async with cluster.client() as redis:
+            for number in range(30):
+                await redis.set(f"{{sse}}{number}", "kept")
+        slot = await cluster.slot_of("{sse}")
+        first = await cluster.owner(slot)
+        second = await cluster.migrate_slot(slot)
+        third = await cluster.failover(slot)
+        assert len({first.addr, second.addr, third.addr}) == 3
+        async with cluster.client() as redis:
+            assert [await redis.get(f"{{sse}}{number}") for number in range(30)] == ["kept"] * 30
+        await cluster.heal()
+        await cluster.flush()
+        async with cluster.client() as redis:
+            assert await redis.get("{sse}1") is None

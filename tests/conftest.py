@@ -1,0 +1,106 @@
+"""Fixtures that several test modules share: real Redis servers, brokers, clients. They are ended whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.broker_process import BrokerProcess
+from tests.event_client import EventClient
+from tests.redis_servers import RedisServer
+from tests.redis_sets import RedisCluster, SentinelSet
+
+# The servers are not tied to an event loop, so plain fixtures of wide scope can own them.
+
+
+@pytest.fixture(scope="module")
+def module_redis_server() -> Iterator[RedisServer]:
+    """One server for a module; tests take `redis_server`."""
+    server = RedisServer()
+    try:
+        asyncio.run(server.start())
+        yield server
+    finally:
+        asyncio.run(server.stop())
+
+
+@pytest.fixture
+async def redis_server(module_redis_server: RedisServer) -> RedisServer:
+    """A running, empty Redis, alone; a test may freeze, kill or restart it."""
+    module_redis_server.thaw()
+    if not module_redis_server.running:
+        await module_redis_server.start()
+    await module_redis_server.flush()
+    return module_redis_server
+
+
+@pytest.fixture(scope="session")
+def session_sentinel_set() -> Iterator[SentinelSet]:
+    """One set for the session; tests take `sentinel_set`."""
+    servers = SentinelSet()
+    try:
+        asyncio.run(servers.start())
+        yield servers
+    finally:
+        asyncio.run(servers.stop())
+
+
+@pytest.fixture
+async def sentinel_set(session_sentinel_set: SentinelSet) -> SentinelSet:
+    """A whole, empty set of a master, a replica and three Sentinels; a test may break it."""
+    await session_sentinel_set.heal()
+    await session_sentinel_set.flush()
+    return session_sentinel_set
+
+
+@pytest.fixture(scope="session")
+def session_redis_cluster() -> Iterator[RedisCluster]:
+    """One cluster for the session; tests take `redis_cluster`."""
+    servers = RedisCluster()
+    try:
+        asyncio.run(servers.start())
+        yield servers
+    finally:
+        asyncio.run(servers.stop())
+
+
+@pytest.fixture
+async def redis_cluster(session_redis_cluster: RedisCluster) -> RedisCluster:
+    """A whole, empty Redis Cluster of three masters and three replicas; a test may break it."""
+    await session_redis_cluster.heal()
+    await session_redis_cluster.flush()
+    return session_redis_cluster
+
+
+@pytest.fixture
+async def run_broker() -> AsyncIterator[Callable[..., Awaitable[BrokerProcess]]]:
+    """A function that starts a broker, with the arguments of BrokerProcess; at the end each is stopped and checked."""
+    brokers: list[BrokerProcess] = []
+
+    async def run(*arguments: Any, **options: Any) -> BrokerProcess:
+        broker = BrokerProcess(*arguments, **options)
+        brokers.append(broker)
+        await broker.start()
+        return broker
+
+    yield run
+    problems = [error for error in await asyncio.gather(*(b.stop() for b in brokers), return_exceptions=True) if error]
+    if problems:
+        raise problems[0]
+
+
+@pytest.fixture
+async def open_stream() -> AsyncIterator[Callable[..., Awaitable[EventClient]]]:
+    """A function that opens a stream, with the arguments of EventClient; each is closed at the end."""
+    clients: list[EventClient] = []
+
+    async def open_(*arguments: Any, **options: Any) -> EventClient:
+        client = EventClient(*arguments, **options)
+        clients.append(client)
+        return await client.open()
+
+    yield open_
+    await asyncio.gather(*(client.close() for client in clients))
