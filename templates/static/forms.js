@@ -96,7 +96,10 @@ export function setUpKick({ failed, succeeded }) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     submit(form, $("kick-result"), async () => {
-      const parameters = { uid: listOf(users.value, own.uid), device: listOf(devices.value, own.device) };
+      const parameters = {};
+      // A list that is there and names nobody is refused, to protect from kicking more than was meant.
+      if (users.value.trim()) parameters.uid = listOf(users.value, own.uid);
+      if (devices.value.trim()) parameters.device = listOf(devices.value, own.device);
       if ($("kick-data").value) parameters.data = $("kick-data").value;
       const count = await call("kick", parameters);
       return count ? `Kicked ${plural(count, "device")}.` : "No such device is online.";
