@@ -109,8 +109,7 @@ class Settings:
         for other, keys in self._schema.items():
             if key in keys:
                 return f"; did you mean {other}.{key}?"
-        names = [f"{table}.{known}" for known in self._schema[table]]
-        return _nearest(f"{table}.{key}", names)
+        return _nearest(key, self._schema[table], f"{table}.")
 
 
 def _parsed_toml(path: Path) -> dict[str, Any]:
@@ -179,9 +178,9 @@ def _type_name(value: object) -> str:
     return "a list of other things" if isinstance(value, list) else "a date or time"
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     found = difflib.get_close_matches(name[:200], list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
 def _shown(name: str) -> str:

@@ -92,12 +92,12 @@ class Tokens:
         """
         now = self._clock()
         if not 0 < ttl_seconds <= MAX_EXPIRES_AT - now - 1:
-            raise BadRequest("ttl must be more than 0 seconds and end before the year 10000")
+            raise BadRequest("'ttl' must be more than 0 seconds and end before the year 10000")
         # `iat` keeps its fraction: a token that is minted again within the second in which its like was revoked must be
         # another token. RFC 7519, section 2, allows fractions; `exp` stays whole for libraries that forget it.
-        claims: dict[str, Any] = {"uid": _checked_name(uid, "uid", BadRequest)}
+        claims: dict[str, Any] = {"uid": _checked_name(uid, "'uid'", BadRequest)}
         if device_name is not None:
-            claims["device_name"] = _checked_name(device_name, "device", BadRequest)
+            claims["device_name"] = _checked_name(device_name, "'device'", BadRequest)
         claims["iat"] = round(now, 6)
         claims["exp"] = math.ceil(now + ttl_seconds)
         return self._jws.encode(json.dumps(claims, separators=(",", ":")).encode(), self._keys[0], ALGORITHM)
