@@ -11,7 +11,9 @@ import aiohttp_jinja2
 import jinja2
 from aiohttp import ETag, hdrs, web
 
-from .version import VERSION
+from sse_broker.version import VERSION
+
+_PACKAGE = Path(__file__).resolve().parent
 
 _CONTENT_TYPES = {
     ".css": "text/css",
@@ -44,12 +46,11 @@ class _Document:
     etag: str
 
 
-def templates_path() -> Path:
-    """Return the folder of the pages: in the installed or bundled package, else at top level of a checkout.
+def templates_path(package: Path = _PACKAGE) -> Path:
+    """Return the folder of the pages: in the installed or bundled package, else beside it, as in a checkout.
 
     Raises: FileNotFoundError when neither is there.
     """
-    package = Path(__file__).resolve().parent
     for folder in (package / "templates", package.parent / "templates"):
         if (folder / "base.html").is_file():
             return folder
@@ -66,8 +67,7 @@ def setup(app: web.Application) -> None:
     assets = _read_assets(folder / "static")
     digest = hashlib.sha256(b"".join(asset.body for asset in assets.values())).hexdigest()[:16]
 
-    index = _render(app, "index.html", root=".", digest=digest)
-    _serve(app, "/", index)
+    _serve(app, "/", _render(app, "index.html", root=".", digest=digest))
     _serve(app, "/demo", _render(app, "demo.html", root=".", digest=digest))
     _serve(app, "/static/demo.html", _render(app, "demo.html", root="..", digest=digest))
     for name, asset in assets.items():
