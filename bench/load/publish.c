@@ -16,7 +16,7 @@ enum { REPLY_BYTES = 1 << 20, REQUEST_HEAD_BYTES = 1024, CAPACITY_STEP = 1 << 16
 struct publisher {
     int fd; /* 0: not connected */
     bool busy, ping;
-    uint64_t due_ns;
+    uint64_t due_ns, asked; /* asked: deliveries that its request should lead to */
     int64_t expected_result;
     char *out, *in;
     size_t out_capacity, out_len, out_sent, in_len;
@@ -29,7 +29,7 @@ unsigned long own_tag;
 static uint64_t send_capacity;
 static struct publisher publishers[MAX_PUBLISHERS];
 static struct histogram reply_latency, ping_latency;
-static uint64_t replies, wrong_status, wrong_result, broken, late_max_ns;
+static uint64_t expected, replies, wrong_status, wrong_result, broken, late_max_ns;
 static char first_wrong_reply[200];
 
 static uint64_t add_send(uint32_t target, uint64_t due_ns) {
@@ -118,8 +118,7 @@ static void build_ping(const struct job *job, struct publisher *publisher) {
         snprintf(publisher->out, REQUEST_HEAD_BYTES, "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", job->ping);
 }
 
-/* Return how many deliveries the request asks for. */
-static uint64_t issue(const struct job *job, uint32_t index, uint64_t number, uint64_t due_ns) {
+static void issue(const struct job *job, uint32_t index, uint64_t number, uint64_t due_ns) {
     struct publisher *publisher = &publishers[index];
     uint64_t lateness = now_ns() - due_ns;
     if (lateness > late_max_ns) late_max_ns = lateness;
@@ -132,8 +131,9 @@ static uint64_t issue(const struct job *job, uint32_t index, uint64_t number, ui
     else
         build_send(job, publisher);
     publisher->expected_result = job->lines ? -1 : job->broadcast ? (int64_t)counters.open + job->others : 1;
+    publisher->asked = publisher->ping ? 0 : (uint64_t)(job->lines ? job->lines : 1) * (job->broadcast ? counters.open : 1);
+    expected += publisher->asked;
     flush(index);
-    return publisher->ping ? 0 : (uint64_t)(job->lines ? job->lines : 1) * (job->broadcast ? counters.open : 1);
 }
 
 static void check_reply(struct publisher *publisher, const char *body) {
@@ -146,10 +146,12 @@ static void check_reply(struct publisher *publisher, const char *body) {
     }
     histogram_add(&reply_latency, now_ns() - publisher->due_ns);
     bool good_result = result && (publisher->expected_result < 0 || strtol(result + 9, NULL, 10) == publisher->expected_result);
-    if (!good_status)
+    if (!good_status) {
         wrong_status++;
-    else if (!good_result)
+        expected -= publisher->asked;
+    } else if (!good_result) {
         wrong_result++;
+    }
     if ((!good_status || !good_result) && !*first_wrong_reply) {
         snprintf(first_wrong_reply, sizeof first_wrong_reply, "%.12s %.150s", publisher->in, body);
         for (char *at = first_wrong_reply; *at; at++)
@@ -189,39 +191,38 @@ static uint32_t busy_publishers(void) {
     return busy;
 }
 
-static void publish_all(const struct job *job, uint64_t *issued, uint64_t *expected) {
-    uint64_t start = now_ns();
+/* Return how many requests were made before the deadline. */
+static uint64_t publish_all(const struct job *job) {
+    uint64_t start = now_ns(), issued = 0;
     for (;;) {
         uint64_t now = now_ns(), wake = job->deadline_ns;
-        while (*issued < job->count) {
-            uint64_t due = job->rate ? start + (uint64_t)(*issued * 1e9 / job->rate) : now;
-            bool burst_begins = job->after_delivery && *issued % job->burst == 0;
-            if (burst_begins && (counters.deliveries < *expected || busy_publishers())) break;
+        while (issued < job->count) {
+            uint64_t due = job->rate ? start + (uint64_t)(issued * 1e9 / job->rate) : now;
+            bool burst_begins = job->after_delivery && issued % job->burst == 0;
+            if (burst_begins && (counters.deliveries < expected || busy_publishers())) break;
             if (due > now) {
                 wake = due;
                 break;
             }
             int index = free_publisher(job);
             if (index < 0) break;
-            *expected += issue(job, index, *issued, due);
-            (*issued)++;
+            issue(job, index, issued++, due);
         }
-        if (now >= job->deadline_ns) return;
-        if (*issued == job->count && counters.deliveries >= *expected && !busy_publishers()) return;
+        if (now >= job->deadline_ns) return issued;
+        if (issued == job->count && counters.deliveries >= expected && !busy_publishers()) return issued;
         step(wake < job->deadline_ns ? wake : job->deadline_ns);
     }
 }
 
 void run_job(const struct job *job) {
-    uint64_t issued = 0, expected = 0;
     for (uint32_t i = 0; i < job->publishers; i++)
         if (!publishers[i].fd) connect_publisher(i);
     histogram_clear(&reply_latency);
     histogram_clear(&ping_latency);
-    replies = wrong_status = wrong_result = broken = late_max_ns = 0;
+    expected = replies = wrong_status = wrong_result = broken = late_max_ns = 0;
     *first_wrong_reply = 0;
     struct usage begun = usage_now();
-    publish_all(job, &issued, &expected);
+    uint64_t issued = publish_all(job);
     usage_print(begun);
     counters_print();
     histogram_print("latency", &delivery_latency);
