@@ -48,6 +48,9 @@ class Receiver(Protocol):
     def receive(self, envelope: Envelope) -> None:
         """Take the next envelope; ids of frames only rise. Never blocks."""
 
+    def devices(self) -> Sequence[Device]:
+        """Return the devices whose streams are open on this instance or about to be."""
+
     async def room(self) -> None:
         """Return when the next envelopes may come: the reader of the bus waits here, so nothing piles up."""
 

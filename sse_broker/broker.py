@@ -199,6 +199,10 @@ class Broker:
             self.delivery.finish(stream)
             stream.end(system_events.end(envelope.reason, envelope.payload), envelope.reason)
 
+    def devices(self) -> Sequence[Device]:
+        """Return the devices whose streams are open here or about to be."""
+        return [stream.device for stream in self.registry]
+
     async def room(self) -> None:
         """Wait until the next envelopes may come."""
         await self.delivery.room()

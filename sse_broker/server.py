@@ -20,6 +20,7 @@ from sse_broker.broker import Broker
 from sse_broker.config import Config, with_random_secret
 from sse_broker.listener import BACKLOG, listen, public_address
 from sse_broker.memory import MemoryBackend
+from sse_broker.redis_backend import RedisBackend
 from sse_broker.tokens import Tokens
 from sse_broker.web import MAX_LINE_BYTES, application
 
@@ -150,6 +151,8 @@ class Stop:
 
 def make_backend(config: Config) -> Backend:
     """Return the backend that the configuration asks for."""
+    if not config.redis.embedded:
+        return RedisBackend(config)
     return MemoryBackend(
         max_frames=config.sse.device_frame_cache_size, expire_seconds=config.sse.device_frame_cache_expire
     )

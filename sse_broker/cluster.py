@@ -1,0 +1,124 @@
+"""This instance's place in the cluster: membership and heartbeat, the clearing of dead instances, and putting its own
+presence right after it was cut off, cleared or forgotten. It decides when; how is the backend's matter, through
+`Membership`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sse_broker.errors import Unavailable
+from sse_broker.presence import Device
+
+log = logging.getLogger(__name__)
+
+# Heartbeat intervals: an instance's heartbeat lives for the first, and is renewed and looked for every second; so one that
+# dies is cleared within 2.4 of them.
+BEAT_TTL_HEARTBEATS = 2.0
+BEAT_HEARTBEATS = 1 / 3
+MAX_BEAT_SECONDS = 1.0
+# After trouble with Redis of its own an instance judges no other for this long: they had the same trouble.
+GRACE_HEARTBEATS = 2.0
+# Beats in a row with another number of devices in Redis than here, before the two are compared one by one.
+ODD_BEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a heartbeat found: whether the instance was known, whether it had been cleared by another, how many devices it
+    is said to hold, and which instances have no heartbeat.
+    """
+
+    known: bool
+    cleared: bool
+    device_count: int
+    dead: tuple[str, ...]
+
+
+class Membership(Protocol):
+    """What a backend must be able to do for a cluster. All may raise Unavailable."""
+
+    async def beat(self, ttl_seconds: float) -> Beat:
+        """Renew this instance's membership for `ttl_seconds`."""
+
+    async def clear(self, instance_id: str) -> int:
+        """Remove a dead instance and announce its devices' going; each by exactly one caller. Return how many."""
+
+    async def rejoin(self, devices: Sequence[Device], *, announce: bool) -> None:
+        """Make this instance's devices present again whose presence was lost; end those that moved on meanwhile."""
+
+    async def compare(self, devices: Sequence[Device]) -> None:
+        """Remove what the cluster holds for this instance and is not there, and rejoin what is there and not held."""
+
+    def local_devices(self) -> Sequence[Device]:
+        """Return the devices whose streams are open here."""
+
+
+class Cluster:
+    """Keeps one instance in the cluster. `start` and `close` own its task."""
+
+    def __init__(self, membership: Membership, heartbeat_seconds: float) -> None:
+        self._membership = membership
+        self._heartbeat_seconds = heartbeat_seconds
+        self._beat_seconds = min(BEAT_HEARTBEATS * heartbeat_seconds, MAX_BEAT_SECONDS)
+        self._judges_from = 0.0
+        self._odd_beats = 0
+        self._rejoin = False
+        self._announce = False
+        self._now = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Become a member and stay one. Raises: Unavailable."""
+        await self._membership.beat(BEAT_TTL_HEARTBEATS * self._heartbeat_seconds)
+        self._task = asyncio.create_task(self._run(), name="cluster")
+
+    async def close(self) -> None:
+        """End the task; leaving the cluster is the backend's."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def hurry(self) -> None:
+        """Beat now: the connection is new, or the cluster does not know this instance."""
+        self._judges_from = time.monotonic() + GRACE_HEARTBEATS * self._heartbeat_seconds
+        self._now.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._now.wait(), self._beat_seconds)
+            except TimeoutError:
+                pass
+            self._now.clear()
+            try:
+                await self._once()
+            except Unavailable:
+                self._judges_from = time.monotonic() + GRACE_HEARTBEATS * self._heartbeat_seconds
+            except Exception:
+                log.exception("the heartbeat of this instance failed")
+
+    async def _once(self) -> None:
+        beat = await self._membership.beat(BEAT_TTL_HEARTBEATS * self._heartbeat_seconds)
+        devices = self._membership.local_devices()
+        if not beat.known or beat.cleared:
+            log.warning("the cluster had %s this instance; it joins again", "cleared" if beat.cleared else "forgotten")
+            # After a clearing the devices were announced as gone; data that was lost announced nothing.
+            self._rejoin = True
+            self._announce = self._announce or beat.cleared
+        if self._rejoin:
+            await self._membership.rejoin(devices, announce=self._announce)
+            self._rejoin = self._announce = False
+            self._odd_beats = 0
+            return
+        self._odd_beats = self._odd_beats + 1 if beat.device_count != len(devices) else 0
+        if self._odd_beats >= ODD_BEATS:
+            self._odd_beats = 0
+            await self._membership.compare(devices)
+        if time.monotonic() >= self._judges_from:
+            for instance_id in beat.dead:
+                count = await self._membership.clear(instance_id)
+                log.warning("instance %s is dead; cleared %d devices of it", instance_id, count)

@@ -1,0 +1,109 @@
+"""The bus: this instance's inbox, a stream in Redis, read by one task in the order in which the scripts wrote it. After any
+disconnection it reads on from the last entry that it has, so nothing is lost and nothing comes twice.
+
+Why one inbox with everything in it, broadcasts too, and not a shared stream of broadcasts beside it: a blocking XREAD that
+watches two streams may answer with the one that was written first and leave out the other, so an id could overtake a lower
+one. One stream has one order, for the price of one copy of a broadcast for each instance, trimmed as soon as it is read.
+"""
+
+import asyncio
+import logging
+import random
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from sse_broker.backend import Receiver
+from sse_broker.redis_client import FAILURES, RedisClient, call, disconnect
+from sse_broker.redis_entries import DamagedEntry, entry_id, envelope_of
+from sse_broker.redis_keys import inbox
+
+log = logging.getLogger(__name__)
+
+BATCH_ENTRIES = 256
+# The scripts cap an inbox at this many entries (INBOX_MAX there): one that is as long may have lost its oldest.
+INBOX_MAX = 100_000
+BLOCK_SECONDS = 2.0
+# Without an answer for this long beyond the block, Redis is frozen or the network is half dead.
+GRACE_SECONDS = 2.0
+RECONNECT_SECONDS = (0.05, 1.0)
+
+
+class Bus:
+    """Reads one instance's inbox and hands its envelopes to a receiver. `start` and `close` own its task."""
+
+    def __init__(self, client: RedisClient, instance_id: str, receiver: Receiver) -> None:
+        self._client = client
+        self._key = inbox(instance_id)
+        self._receiver = receiver
+        self._trimmed_id = 0
+        self._task: asyncio.Task[None] | None = None
+        self.last_id = 0
+        self.damaged = 0
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._task = asyncio.create_task(self._run(), name="redis bus")
+
+    async def close(self) -> None:
+        """End the task."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        pause = RECONNECT_SECONDS[0]
+        while True:
+            connection = None
+            try:
+                connection = await self._client.connect()
+                pause = RECONNECT_SECONDS[0]
+                while True:
+                    await self._read(connection)
+            except FAILURES as error:
+                log.debug("the bus is interrupted: %s", error)
+            except Exception:
+                log.exception("the bus is interrupted")
+            finally:
+                if connection is not None:
+                    await disconnect(connection)
+            await self._client.moved()
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, RECONNECT_SECONDS[1])
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        """Read a batch of entries, waiting for the first, and hand them on. What was read before is trimmed on the way."""
+        commands: list[tuple[Any, ...]] = []
+        if self.last_id > self._trimmed_id:
+            commands.append(("XTRIM", self._key, "MINID", "~", self.last_id))
+            self._trimmed_id = self.last_id
+        block_ms = int(BLOCK_SECONDS * 1000)
+        after = f"{self.last_id}-0"
+        commands.append(("XREAD", "COUNT", BATCH_ENTRIES, "BLOCK", block_ms, "STREAMS", self._key, after))
+        reply = (await call(connection, commands, BLOCK_SECONDS + GRACE_SECONDS))[-1]
+        if isinstance(reply, RedisError):
+            raise reply
+        if not reply:
+            return
+        entries = reply[0][1]
+        if len(entries) >= BATCH_ENTRIES and await self._fell_behind(connection):
+            log.warning("more frames came than an inbox holds; every stream reads on from the logs")
+            self._receiver.missed(self.last_id)
+        for entry in entries:
+            self._hand_on(entry)
+        await self._receiver.room()
+
+    async def _fell_behind(self, connection: AbstractConnection) -> bool:
+        length = (await call(connection, [("XLEN", self._key)], GRACE_SECONDS))[0]
+        return isinstance(length, int) and length >= INBOX_MAX
+
+    def _hand_on(self, entry: Any) -> None:
+        try:
+            self.last_id = max(self.last_id, entry_id(entry))
+            self._receiver.receive(envelope_of(entry))
+        except DamagedEntry as error:
+            self.damaged += 1
+            log.warning("an entry of the inbox is damaged and skipped: %s", error)
+        except Exception:
+            log.exception("an envelope could not be handed on")

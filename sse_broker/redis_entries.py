@@ -1,0 +1,112 @@
+"""How frames and envelopes are written in streams and replies of Redis, and read back. What is read is not trusted: a
+damaged or hostile entry is an error for the caller to count, never a broken frame.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from heapq import merge
+from itertools import groupby
+
+from sse_broker.backend import Page
+from sse_broker.envelope import EndEnvelope, Envelope, FrameEnvelope
+from sse_broker.errors import BrokerError
+from sse_broker.frame import MAX_ID, Frame, check_data, check_event
+from sse_broker.presence import Device, Reason, device_id_of
+
+Entry = Sequence[object]
+
+
+class DamagedEntry(Exception):
+    """An entry that the broker can not have written."""
+
+
+def entry_id(entry: Entry) -> int:
+    """Return the id of a stream's entry. Raises: DamagedEntry."""
+    try:
+        number = int(bytes(entry[0]).partition(b"-")[0])  # type: ignore[call-overload]
+    except (TypeError, ValueError, IndexError):
+        raise DamagedEntry("no id") from None
+    if not 0 < number <= MAX_ID:
+        raise DamagedEntry("an id that is none of ours")
+    return number
+
+
+def frame_of(entry: Entry) -> Frame:
+    """Return the frame of a log's or an inbox's entry. Raises: DamagedEntry."""
+    return _frame(entry_id(entry), _fields(entry))
+
+
+def envelope_of(entry: Entry) -> Envelope:
+    """Return the envelope of an inbox's entry. Raises: DamagedEntry."""
+    fields = _fields(entry)
+    if "k" in fields:
+        try:
+            return EndEnvelope(fields["i"], fields["c"], Reason(fields["r"]), fields["p"])
+        except (KeyError, ValueError):
+            raise DamagedEntry("an end without its parts") from None
+    device_ids = tuple(fields.get("t", "").split())
+    return FrameEnvelope(_frame(entry_id(entry), fields), device_ids or None)
+
+
+def page_of(gap: int, logs: Iterable[Sequence[Entry]], page_frames: int) -> tuple[Page, int]:
+    """Merge entries of several logs to one page; return it and how many entries were damaged.
+
+    A log that gave a full page may have more, so nothing with a greater id than its last belongs to this page.
+    """
+    damaged = 0
+    parts: list[list[Frame]] = []
+    end = MAX_ID
+    more = False
+    for entries in logs:
+        frames: list[Frame] = []
+        for entry in entries:
+            try:
+                frames.append(frame_of(entry))
+            except DamagedEntry:
+                damaged += 1
+        parts.append(frames)
+        if len(entries) >= page_frames:
+            more = True
+            end = min(end, entry_id(entries[-1]))
+    rising = merge(*parts, key=lambda frame: frame.id)
+    once = (next(same) for _, same in groupby(rising, key=lambda frame: frame.id))
+    return Page(tuple(frame for frame in once if frame.id <= end), more=more, gap=bool(gap)), damaged
+
+
+def device_json(device: Device) -> str:
+    """Return a device as the JSON of its route; what the route itself holds is left out."""
+    fields = asdict(device)
+    for name in ("device_id", "connection_id", "instance_id"):
+        del fields[name]
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def device_of(route: bytes) -> Device:
+    """Return the device of a route. Raises: DamagedEntry."""
+    try:
+        instance_id, connection_id, text = route.decode().split(" ", 2)
+        fields = json.loads(text)
+        return Device(
+            **fields,
+            device_id=device_id_of(fields["device_name"]),
+            connection_id=connection_id,
+            instance_id=instance_id,
+        )
+    except (ValueError, TypeError, KeyError):
+        raise DamagedEntry("a route that can not be read") from None
+
+
+def _frame(number: int, fields: dict[str, str]) -> Frame:
+    try:
+        return Frame(number, check_event(fields["e"]), check_data(fields["d"]))
+    except (KeyError, BrokerError):
+        raise DamagedEntry("a frame without its parts") from None
+
+
+def _fields(entry: Entry) -> dict[str, str]:
+    try:
+        flat = [bytes(part).decode() for part in entry[1]]  # type: ignore[attr-defined]
+    except (TypeError, ValueError, IndexError):
+        raise DamagedEntry("fields that are no text") from None
+    return dict(zip(flat[::2], flat[1::2], strict=False))

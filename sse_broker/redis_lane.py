@@ -1,0 +1,213 @@
+"""Calls of scripts, in order, over one connection: those that are waiting share a round trip. It owns deadlines and
+repeats, and knows nothing of what the scripts do, but that repeating one is harmless.
+
+A call that was sent and not answered before the connection broke is sent again on the next, ahead of later ones. While
+Redis is out of reach calls wait a moment for it, then fail; once it has been away for that moment they fail at once.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from sse_broker.errors import Unavailable
+from sse_broker.redis_client import FAILURES, RedisClient, call, disconnect
+from sse_broker.redis_keys import shard_key
+from sse_broker.redis_scripts import ALL, Script
+
+log = logging.getLogger(__name__)
+
+BATCH_CALLS = 128
+REPLY_SECONDS = 2.0
+CALL_SECONDS = 2.0
+PATIENCE_SECONDS = 1.0
+MAX_WAITING = 20_000
+RECONNECT_SECONDS = (0.05, 0.5)
+
+
+@dataclass(slots=True)
+class _Call:
+    script: Script
+    arguments: Sequence[Any]
+    answer: "asyncio.Future[Any] | None"
+    deadline: float
+
+
+class Lane:
+    """One ordered way to Redis. `start` and `close` own its task."""
+
+    def __init__(self, client: RedisClient, on_connect: Callable[[], None] = lambda: None) -> None:
+        self._client = client
+        self._on_connect = on_connect
+        self._waiting: deque[_Call] = deque()
+        self._wanted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._connection: AbstractConnection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._away_since: float | None = None
+        self.reconnects = 0
+
+    async def start(self) -> None:
+        """Connect and begin to carry out calls. Raises: one of FAILURES."""
+        await self._connect()
+        self._task = asyncio.create_task(self._run(), name="redis lane")
+
+    async def flush(self, seconds: float) -> None:
+        """Return when nothing waits, or after this time."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            log.warning("%d changes did not reach Redis", len(self._waiting))
+
+    async def close(self) -> None:
+        """End the task; calls that wait fail."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._connection is not None:
+            await disconnect(self._connection)
+        for one in self._waiting:
+            _fail(one, "the broker is closing")
+
+    async def call(self, script: Script, *arguments: Any) -> Any:
+        """Carry out a script and return its answer. Raises: Unavailable within seconds."""
+        now = time.monotonic()
+        away = self._away_since is not None and now - self._away_since > PATIENCE_SECONDS
+        if away or len(self._waiting) > MAX_WAITING:
+            raise Unavailable("Redis is out of reach; try again")
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._add(_Call(script, arguments, answer, now + CALL_SECONDS))
+        return await answer
+
+    def post(self, script: Script, *arguments: Any) -> None:
+        """Carry out a script some time, in order, however long it takes."""
+        self._add(_Call(script, arguments, None, float("inf")))
+
+    def _add(self, one: _Call) -> None:
+        self._waiting.append(one)
+        self._idle.clear()
+        self._wanted.set()
+
+    async def _run(self) -> None:
+        pause = RECONNECT_SECONDS[0]
+        while True:
+            try:
+                if self._connection is None:
+                    await self._connect()
+                    pause = RECONNECT_SECONDS[0]
+                await self._wanted.wait()
+                await self._round(self._connection)
+            except FAILURES as error:
+                await self._lost(error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RECONNECT_SECONDS[1])
+            except Exception:
+                log.exception("a batch of calls failed")
+                await self._lost(RedisError("unexpected"))
+                for one in self._waiting:
+                    _fail(one, "something went wrong between broker and Redis")
+                self._waiting.clear()
+
+    async def _round(self, connection: AbstractConnection | None) -> None:
+        """Carry out what waits, as one batch."""
+        assert connection is not None
+        self._expire()
+        batch = [self._waiting[at] for at in range(min(len(self._waiting), BATCH_CALLS))]
+        if batch:
+            replies = await call(connection, [_command(one) for one in batch], REPLY_SECONDS)
+            for one, reply in zip(batch, replies, strict=True):
+                if isinstance(reply, NoScriptError):
+                    reply = (await call(connection, [_whole_command(one)], REPLY_SECONDS))[0]
+                if _means_elsewhere(reply):
+                    raise reply
+                self._waiting.popleft()
+                _settle(one, reply)
+        if not self._waiting:
+            self._wanted.clear()
+            self._idle.set()
+
+    async def _connect(self) -> None:
+        connection = await self._client.connect()
+        try:
+            await call(connection, [("SCRIPT", "LOAD", script.text) for script in ALL], REPLY_SECONDS)
+        except BaseException:
+            await disconnect(connection)
+            raise
+        self._connection = connection
+        if self._away_since is not None:
+            log.info("Redis is back after %.1f s", time.monotonic() - self._away_since)
+            self.reconnects += 1
+        self._away_since = None
+        self._on_connect()
+
+    async def _lost(self, error: BaseException) -> None:
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            log.warning("Redis is out of reach: %s", str(error) or type(error).__name__)
+        if self._connection is not None:
+            await disconnect(self._connection)
+            self._connection = None
+        if _means_elsewhere(error):
+            await self._client.moved()
+        self._expire()
+
+    def _expire(self) -> None:
+        """Fail what has waited too long; what waits for ever keeps its place."""
+        now = time.monotonic()
+        kept = [one for one in self._waiting if one.deadline > now and not _is_given_up(one)]
+        if len(kept) == len(self._waiting):
+            return
+        for one in self._waiting:
+            if one.deadline <= now:
+                _fail(one, "Redis does not answer; try again")
+        self._waiting = deque(kept)
+
+
+def _command(one: _Call) -> tuple[Any, ...]:
+    return ("EVALSHA", one.script.sha, 1, shard_key("id"), *one.arguments)
+
+
+def _whole_command(one: _Call) -> tuple[Any, ...]:
+    return ("EVAL", one.script.text, 1, shard_key("id"), *one.arguments)
+
+
+def _means_elsewhere(reply: object) -> bool:
+    """Tell whether an error says that this server can not answer now and another, or the same later, will."""
+    if isinstance(reply, MovedError | ReadOnlyError | ClusterDownError | MasterDownError | RedisConnectionError):
+        return True
+    # Within a script a key that is being moved to another server, and errors wrapped by the script engine.
+    words = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "TRYAGAIN", "ASK ", "non local key", "UNBLOCKED")
+    return isinstance(reply, ResponseError) and any(word in str(reply) for word in words)
+
+
+def _is_given_up(one: _Call) -> bool:
+    return one.answer is not None and one.answer.done()
+
+
+def _settle(one: _Call, reply: Any) -> None:
+    if isinstance(reply, RedisError):
+        log.error("Redis refused %s: %s", one.script.name, reply)
+        _fail(one, "Redis refused; the log says why")
+    elif one.answer is not None and not one.answer.done():
+        one.answer.set_result(reply)
+
+
+def _fail(one: _Call, message: str) -> None:
+    if one.answer is not None and not one.answer.done():
+        one.answer.set_exception(Unavailable(message))

@@ -1,0 +1,424 @@
+"""The scripts that run in Redis: every change of logs, routes and inboxes is one of them, so each is atomic and all are in
+one order. `redis_backend` calls them; `redis_keys` says what the keys hold.
+
+Rules: KEYS[1] is the shard's id key, and gives the prefix of all others. A script looks up before it writes, so that in a
+Redis Cluster a key that is just being moved to another server fails it while nothing is changed. Repeating a call is
+harmless: by its connection id, or by a nonce under which the first answer is kept for some seconds.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script's text and the digest by which Redis knows it."""
+
+    name: str
+    text: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
+
+
+_PRELUDE = """
+local P = string.sub(KEYS[1], 1, -3)
+local ROUTES, USERS, NODES = P..'routes', P..'users', P..'nodes'
+local INBOX_MAX = 100000
+
+local function text(id) return string.format('%.0f', id) end
+
+local function now_us()
+  local t = redis.call('TIME')
+  return t[1] * 1000000 + t[2]
+end
+
+-- Greater than every id before, on this server and, by `floor`, on one that a failover left behind.
+local function next_id(floor)
+  local last = tonumber(redis.call('GET', P..'id') or '0')
+  local id = math.max(last + 1, now_us(), (tonumber(floor) or 0) + 1)
+  redis.call('SET', P..'id', text(id))
+  if last == 0 then redis.call('SET', P..'epoch', text(id)) end
+  return id
+end
+
+local function current_id()
+  local last = redis.call('GET', P..'id')
+  return last and tonumber(last) or next_id(0)
+end
+
+-- A route: instance, connection, JSON of the device.
+local function parse_route(route)
+  local node, connection, json = string.match(route, '^(%S+) (%S+) (.*)$')
+  return {node = node, connection = connection, device = cjson.decode(json)}
+end
+
+local function announce(channel, did, device, when, reason, payload)
+  redis.call('PUBLISH', channel, cjson.encode({uid = device.uid, device_id = did, device_name = device.device_name,
+    trigger_time = when, reason = reason, payload = payload}))
+end
+
+local function remove(did, route, when, reason, payload, expire_ms, keep_user)
+  local uid = route.device.uid
+  redis.call('HDEL', ROUTES, did)
+  redis.call('SREM', P..'user:'..uid, did)
+  redis.call('SREM', P..'held:'..route.node, did)
+  redis.call('SET', P..'owner:'..did, uid, 'PX', expire_ms)
+  local left = redis.call('HINCRBY', USERS, uid, -1)
+  if left <= 0 then redis.call('HDEL', USERS, uid) end
+  announce('sse_topic_device_offline', did, route.device, when, reason, payload)
+  if left <= 0 and not keep_user then
+    announce('sse_topic_user_offline', did, route.device, when, reason, payload)
+  end
+end
+
+local function add(did, value, uid, node)
+  redis.call('HSET', ROUTES, did, value)
+  redis.call('SADD', P..'user:'..uid, did)
+  redis.call('SADD', P..'held:'..node, did)
+  redis.call('DEL', P..'owner:'..did)
+  return redis.call('HINCRBY', USERS, uid, 1) == 1
+end
+
+local function post_end(did, route, reason, payload)
+  redis.call('XADD', P..'inbox:'..route.node, 'MAXLEN', '~', INBOX_MAX, text(next_id(0))..'-0',
+    'k', 'end', 'i', did, 'c', route.connection, 'r', reason, 'p', payload)
+end
+
+-- The ids of the online devices among these users and devices, each once; fills `routes` by device id.
+local function online(users, devices, routes)
+  local found = {}
+  local function look_up(did)
+    if routes[did] then return end
+    local route = redis.call('HGET', ROUTES, did)
+    if route then
+      routes[did] = route
+      found[#found + 1] = did
+    end
+  end
+  for _, uid in ipairs(users) do
+    for _, did in ipairs(redis.call('SMEMBERS', P..'user:'..uid)) do look_up(did) end
+  end
+  for _, did in ipairs(devices) do look_up(did) end
+  return found
+end
+
+-- A count and as many values, from ARGV[at]; returns them and where the next stands.
+local function take(at)
+  local count, values = tonumber(ARGV[at]), {}
+  for i = 1, count do values[i] = ARGV[at + i] end
+  return values, at + count + 1
+end
+
+-- Entries after an id, a page for each of a device's logs. The newest entry of a log names the last that was dropped.
+local function read_logs(uid, did, after, count, expire_ms)
+  local from = text(after + 1)
+  local gap = after < tonumber(redis.call('GET', P..'epoch') or '0') or after < now_us() - expire_ms * 1000
+  local pages = {}
+  for i, key in ipairs({P..'log:all', P..'log:u:'..uid, P..'log:d:'..did}) do
+    local newest = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+    pages[i] = {}
+    if newest and tonumber(string.match(newest[1], '^%d+')) > after then
+      local fields = newest[2]
+      if fields[5] == 't' and tonumber(fields[6]) > after then gap = true end
+      pages[i] = redis.call('XRANGE', key, from, '+', 'COUNT', count)
+    end
+  end
+  return gap and 1 or 0, pages
+end
+"""
+
+
+def _script(name: str, body: str) -> Script:
+    return Script(name, _PRELUDE + body)
+
+
+# ARGV: nonce, keep_ms, highest id known, max frames, expire_ms, guard, count; for each: event, data, users, devices.
+# Returns "id count" for each, joined by spaces.
+PUBLISH = _script(
+    "publish",
+    """
+local done_key = P..'done:'..ARGV[1]
+local done = redis.call('GET', done_key)
+if done then return done end
+local floor, max_frames, expire_ms, guard = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6] == '1'
+local nodes
+local plans = {}
+local at = 8
+for i = 1, tonumber(ARGV[7]) do
+  local plan = {event = ARGV[at], data = ARGV[at + 1], logs = {}, nodes = {}}
+  local users, devices
+  users, at = take(at + 2)
+  devices, at = take(at)
+  if #users == 0 and #devices == 0 then
+    plan.logs[1] = P..'log:all'
+    plan.count = redis.call('HLEN', ROUTES)
+    nodes = nodes or redis.call('HKEYS', NODES)
+    for _, node in ipairs(nodes) do plan.nodes[node] = {} end
+  else
+    for _, uid in ipairs(users) do plan.logs[#plan.logs + 1] = P..'log:u:'..uid end
+    for _, did in ipairs(devices) do plan.logs[#plan.logs + 1] = P..'log:d:'..did end
+    local routes = {}
+    local found = online(users, devices, routes)
+    plan.count = #found
+    for _, did in ipairs(found) do
+      local node = string.match(routes[did], '^%S+')
+      local list = plan.nodes[node]
+      if not list then list = {}; plan.nodes[node] = list end
+      list[#list + 1] = did
+    end
+  end
+  if guard then
+    for _, key in ipairs(plan.logs) do redis.call('EXISTS', key) end
+    for node in pairs(plan.nodes) do redis.call('EXISTS', P..'inbox:'..node) end
+  end
+  plans[i] = plan
+end
+local answer = {}
+for i, plan in ipairs(plans) do
+  local id = text(next_id(floor))
+  local entry = id..'-0'
+  for _, key in ipairs(plan.logs) do
+    local excess = redis.call('XLEN', key) - max_frames + 1
+    if excess > 0 then
+      local dropped = redis.call('XRANGE', key, '-', '+', 'COUNT', excess)
+      local last = string.match(dropped[#dropped][1], '^%d+')
+      redis.call('XADD', key, 'MAXLEN', '=', max_frames, entry, 'e', plan.event, 'd', plan.data, 't', last)
+    else
+      redis.call('XADD', key, entry, 'e', plan.event, 'd', plan.data)
+    end
+    redis.call('PEXPIRE', key, expire_ms)
+  end
+  for node, dids in pairs(plan.nodes) do
+    redis.call('XADD', P..'inbox:'..node, 'MAXLEN', '~', INBOX_MAX, entry,
+      'e', plan.event, 'd', plan.data, 't', table.concat(dids, ' '))
+  end
+  answer[#answer + 1] = id..' '..plan.count
+end
+answer = table.concat(answer, ' ')
+redis.call('SET', done_key, answer, 'PX', ARGV[2])
+return answer
+""",
+)
+
+# ARGV: device id, uid, connection, instance, JSON of the device, its address, its instance's address, token digest,
+# local time, expire_ms, last id or '', page. Returns what happened, then id, gap and pages.
+JOIN = _script(
+    "join",
+    """
+local did, uid, connection, node, json = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local address, instance_address, digest, when, expire_ms = ARGV[6], ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
+if redis.call('EXISTS', P..'revoked:'..digest) == 1 then return {'revoked'} end
+if redis.call('HEXISTS', NODES, node) == 0 then return {'unregistered'} end
+local route = redis.call('HGET', ROUTES, did)
+local former = route and parse_route(route)
+if not former or former.connection ~= connection then
+  local owner = former and former.device.uid or redis.call('GET', P..'owner:'..did)
+  local same_user = former and former.device.uid == uid
+  redis.call('EXISTS', P..'user:'..uid)
+  if owner and owner ~= uid then redis.call('DEL', P..'log:d:'..did) end
+  if former then
+    remove(did, former, when, 'extrude_offline', address, expire_ms, same_user)
+    post_end(did, former, 'extrude_offline', address)
+  end
+  local first = add(did, node..' '..connection..' '..json, uid, node)
+  local device = cjson.decode(json)
+  announce('sse_topic_device_online', did, device, when, 'connected', instance_address)
+  if first and not same_user then
+    announce('sse_topic_user_online', did, device, when, 'device_online', instance_address)
+  end
+end
+local id = current_id()
+if ARGV[11] == '' then return {'joined', text(id), 0, {}} end
+local gap, pages = read_logs(uid, did, tonumber(ARGV[11]), ARGV[12], expire_ms)
+return {'joined', text(id), gap, pages}
+""",
+)
+
+# ARGV: device id, uid, after id, page, expire_ms. Returns id, gap and pages.
+REPLAY = _script(
+    "replay",
+    """
+local id = current_id()
+local gap, pages = read_logs(ARGV[2], ARGV[1], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]))
+return {text(id), gap, pages}
+""",
+)
+
+# ARGV: local time, expire_ms, then device id, connection, reason, payload for each.
+LEAVE = _script(
+    "leave",
+    """
+for at = 3, #ARGV, 4 do
+  local route = redis.call('HGET', ROUTES, ARGV[at])
+  route = route and parse_route(route)
+  if route and route.connection == ARGV[at + 1] then
+    remove(ARGV[at], route, ARGV[1], ARGV[at + 2], ARGV[at + 3], ARGV[2])
+  end
+end
+return 1
+""",
+)
+
+# ARGV: nonce, keep_ms, local time, expire_ms, data, users, devices. Returns how many devices.
+KICK = _script(
+    "kick",
+    """
+local done_key = P..'done:'..ARGV[1]
+local done = redis.call('GET', done_key)
+if done then return tonumber(done) end
+local routes, users, devices, at = {}, nil, nil, nil
+users, at = take(6)
+devices = take(at)
+local found = online(users, devices, routes)
+for _, did in ipairs(found) do
+  local route = parse_route(routes[did])
+  local digest, expires_ms = route.device.token_digest, route.device.token_expires_at * 1000
+  if digest ~= '' then redis.call('SET', P..'revoked:'..digest, '1', 'PXAT', text(expires_ms)) end
+  remove(did, route, ARGV[3], 'kick_offline', ARGV[5], ARGV[4])
+  post_end(did, route, 'kick_offline', ARGV[5])
+end
+redis.call('SET', done_key, #found, 'PX', ARGV[2])
+return #found
+""",
+)
+
+# ARGV: instance, address, version, start time, ttl_ms. Keeps the instance's membership. Returns whether it was known,
+# whether it had been cleared, how many devices it holds, and the instances whose heartbeat is missing.
+BEAT = _script(
+    "beat",
+    """
+local node = ARGV[1]
+local known = redis.call('HEXISTS', NODES, node)
+local cleared = redis.call('DEL', P..'cleared:'..node)
+redis.call('HSET', NODES, node, ARGV[2])
+redis.call('HSET', P..'node:'..node, 'address', ARGV[2], 'version', ARGV[3], 'start_time', ARGV[4])
+redis.call('PEXPIRE', P..'node:'..node, ARGV[5])
+local dead = {}
+for _, other in ipairs(redis.call('HKEYS', NODES)) do
+  if redis.call('EXISTS', P..'node:'..other) == 0 then dead[#dead + 1] = other end
+end
+return {known, cleared, redis.call('SCARD', P..'held:'..node), dead}
+""",
+)
+
+# ARGV: the dead instance, how many devices at most, local time, expire_ms. Returns how many were removed and are left.
+CLEAR = _script(
+    "clear",
+    """
+local node = ARGV[1]
+if redis.call('EXISTS', P..'node:'..node) == 1 then return {0, 0} end
+local address = redis.call('HGET', NODES, node)
+if not address then return {0, 0} end
+redis.call('SET', P..'cleared:'..node, '1', 'EX', 86400)
+local removed = 0
+for _, did in ipairs(redis.call('SRANDMEMBER', P..'held:'..node, ARGV[2])) do
+  local route = redis.call('HGET', ROUTES, did)
+  route = route and parse_route(route)
+  if route and route.node == node then
+    remove(did, route, ARGV[3], 'instance_clear', address, ARGV[4])
+    removed = removed + 1
+  else
+    redis.call('SREM', P..'held:'..node, did)
+  end
+end
+local left = redis.call('SCARD', P..'held:'..node)
+if left == 0 then
+  redis.call('HDEL', NODES, node)
+  redis.call('DEL', P..'inbox:'..node)
+end
+return {removed, left}
+""",
+)
+
+# ARGV: instance, announce, local time, then device id, uid, connection, JSON for each. For devices whose routes were
+# lost. Returns those that may not come back: device id, connection, reason, payload for each.
+REJOIN = _script(
+    "rejoin",
+    """
+local node, gone = ARGV[1], {}
+for at = 4, #ARGV, 4 do
+  local did, uid, connection, json = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local device = cjson.decode(json)
+  local route = redis.call('HGET', ROUTES, did)
+  local former = route and parse_route(route)
+  local function refuse(reason, payload)
+    for _, value in ipairs({did, connection, reason, payload}) do gone[#gone + 1] = value end
+  end
+  if redis.call('EXISTS', P..'revoked:'..device.token_digest) == 1 then
+    refuse('kick_offline', '')
+  elseif former and former.connection ~= connection then
+    refuse('extrude_offline', former.device.device_address)
+  elseif not former then
+    local first = add(did, node..' '..connection..' '..json, uid, node)
+    if ARGV[2] == '1' then
+      announce('sse_topic_device_online', did, device, ARGV[3], 'connected', device.instance_address)
+      if first then
+        announce('sse_topic_user_online', did, device, ARGV[3], 'device_online', device.instance_address)
+      end
+    end
+  end
+end
+return gone
+""",
+)
+
+# ARGV: instance. Takes it out of the cluster; what it still holds is left to be cleared by the others.
+RETIRE = _script(
+    "retire",
+    """
+redis.call('DEL', P..'node:'..ARGV[1])
+if redis.call('SCARD', P..'held:'..ARGV[1]) == 0 then
+  redis.call('HDEL', NODES, ARGV[1])
+  redis.call('DEL', P..'inbox:'..ARGV[1])
+end
+return 1
+""",
+)
+
+# ARGV: instance. Returns the routes that it holds, device id and route in turn.
+HELD = _script(
+    "held",
+    """
+local found = {}
+for _, did in ipairs(redis.call('SMEMBERS', P..'held:'..ARGV[1])) do
+  local route = redis.call('HGET', ROUTES, did)
+  if route then
+    found[#found + 1] = did
+    found[#found + 1] = route
+  end
+end
+return found
+""",
+)
+
+# ARGV: users, devices. Returns the routes of those online.
+ROUTES = _script(
+    "routes",
+    """
+local users, at = take(1)
+local devices = take(at)
+local routes, answer = {}, {}
+for i, did in ipairs(online(users, devices, routes)) do answer[i] = routes[did] end
+return answer
+""",
+)
+
+# Returns the numbers of users and of devices online, and for each live instance: id, address, version, start time, devices.
+OVERVIEW = _script(
+    "overview",
+    """
+local instances = {}
+for _, node in ipairs(redis.call('HKEYS', NODES)) do
+  local fields = redis.call('HMGET', P..'node:'..node, 'address', 'version', 'start_time')
+  if fields[1] then
+    local count = redis.call('SCARD', P..'held:'..node)
+    instances[#instances + 1] = {node, fields[1], fields[2], fields[3], count}
+  end
+end
+return {redis.call('HLEN', USERS), redis.call('HLEN', ROUTES), instances}
+""",
+)
+
+ALL = (PUBLISH, JOIN, REPLAY, LEAVE, KICK, BEAT, CLEAR, REJOIN, RETIRE, HELD, ROUTES, OVERVIEW)
