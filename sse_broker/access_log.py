@@ -1,18 +1,17 @@
 """The access log's line: one per request, with what must stay secret masked.
 
-Knows aiohttp's requests; must not know where the lines go, nor work out who a client behind a proxy is.
+Knows aiohttp's requests; must not know where the lines go.
 """
 
 import logging
+from collections.abc import Sequence
 from urllib.parse import unquote_plus
 
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.web import BaseRequest, StreamResponse
 
+from sse_broker.client_address import Network, client_address, join_host_port
 from sse_broker.logs import one_line
-
-CLIENT_ADDRESS = "client_address"
-"""The key under which a request carries its client's address, where that is not the peer's (a trusted proxy's)."""
 
 # A token opens a stream; data is what users tell each other. Neither belongs into a log.
 _MASKED = frozenset({"token", "data"})
@@ -21,16 +20,23 @@ _MASKED = frozenset({"token", "data"})
 class AccessLogger(AbstractAccessLogger):
     """Write `address "method path protocol" status bytes seconds`; for `web.AppRunner(access_log_class=...)`.
 
-    An event stream has its line when it ends. Its bytes are not counted: they do not pass through aiohttp.
+    Bytes are those sent, with the headers. An event stream has its line when it ends, and of its bytes only the head is
+    counted: the rest does not pass through aiohttp.
     """
 
     __slots__ = ()
+    trusted: Sequence[Network] = ()
+
+    @classmethod
+    def trusting(cls, networks: Sequence[Network]) -> "type[AccessLogger]":
+        """Return the class for a server behind proxies in `networks`, which are believed when they name the client."""
+        return type("AccessLogger", (cls,), {"__slots__": (), "trusted": tuple(networks)})
 
     def log(self, request: BaseRequest, response: StreamResponse, time: float) -> None:
         """Log one request that took `time` seconds."""
         self.logger.info(
             '%s "%s %s HTTP/%d.%d" %d %d %.6f',
-            request.get(CLIENT_ADDRESS) or request.remote or "-",
+            self._client(request),
             request.method,
             masked(request.raw_path),
             request.version.major,
@@ -44,6 +50,14 @@ class AccessLogger(AbstractAccessLogger):
     def enabled(self) -> bool:
         """Whether anybody listens; aiohttp asks once per connection."""
         return self.logger.isEnabledFor(logging.INFO) and self.logger.hasHandlers()
+
+    def _client(self, request: BaseRequest) -> str:
+        # The peer's address alone: where the stream has ended, aiohttp has forgotten the port.
+        remote = (request.remote or "-").removeprefix("::ffff:")
+        if not self.trusted:
+            return remote
+        address = client_address((remote, 0), request.headers, self.trusted)
+        return remote if address == join_host_port(remote, 0) else address
 
 
 def masked(path: str) -> str:
