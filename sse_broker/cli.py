@@ -46,13 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        return _exit_code(arguments)
-    finally:
-        _let_go_of_broken_output()
-
-
-def _exit_code(arguments: argparse.Namespace) -> int:
-    try:
         _run(config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port))
     except KeyboardInterrupt:
         # Ctrl-C before the server took over the signal, or a second one that did not want to wait.
@@ -94,17 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, help="port to listen on, over server.port of the file; 0 takes a free one")
     parser.add_argument("-v", "--version", action="version", version=f"{PROGRAM} {VERSION}")
     return parser
-
-
-def _let_go_of_broken_output() -> None:
-    # Where the reader of our output is gone (`sse-broker | head`), Python's own flush at exit would fail as well and
-    # turn the exit code into 120.
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _complain(message: str) -> None:
