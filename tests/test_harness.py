@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,8 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import RedisError
 
+from tests.broker_process import BrokerProcess
+from tests.devices import Device
 from tests.event_client import Api, EventClient
 from tests.event_parser import Event, EventParser, StreamViolation
+from tests.history import End, decide
+from tests.recorder import Recorder
 from tests.redis_servers import Access, RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
 from tests.waiting import free_port, port_is_free, until
@@ -342,3 +348,38 @@ async def test_a_cluster_replaces_a_killed_master_and_moves_a_slot() -> None:
         await cluster.flush()
         async with cluster.client() as redis:
             assert await redis.get("{sse}1") is None
+
+
+# Devices and the recorder, against a real broker
+
+
+async def test_devices_come_back_and_the_recorded_run_is_good(
+    run_broker: Callable[..., Awaitable[BrokerProcess]],
+) -> None:
+    broker = await run_broker({"sse": {"heartbeat_interval": 1}})
+    devices = [Device(f"d{n}", f"u{n % 2}", [broker.base_url], broker.mint, draw=random.Random(n)) for n in range(6)]
+    recorder = Recorder(devices)
+    async with broker.api() as api:
+        try:
+            for device in devices:
+                device.start()
+            for step in range(40):
+                device = devices[step % 6]
+                await recorder.send(
+                    api, users=["u0"] if step % 3 else (), devices=[device.name] if step % 3 == 2 else ()
+                )
+                if step % 4 == 1:
+                    await until(lambda device=device: device.connected)
+                    await (device.drop, partial(device.drop, abrupt=True), device.move, device.vanish)[step // 4 % 4]()
+            await recorder.settle(api)
+            history = recorder.history(presence_seconds=3, cache_frames=100)
+            history.online_at_end = await recorder.online(api)
+        finally:
+            await recorder.stop()
+    assert decide(history) == []
+    assert {End.DROPPED, End.EXTRUDE, End.VANISHED} <= {session.end for session in history.sessions}
+    resumed = [session for session in history.sessions if session.asked_id]
+    assert any(session.frames for session in resumed)
+    for session in resumed:
+        session.frames.clear()
+    assert {finding.kind for finding in decide(history)} == {"lost"}
