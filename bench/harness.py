@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def compile_tool(name: str, sources: list[Path]) -> Path:
         compiler = shutil.which(os.environ.get("CC", "gcc"))
         if compiler is None:
             raise BenchError("gcc is missing: the references and the load client are written in C")
-        command = [
+        command: list[str | Path] = [
             compiler,
             "-O2",
             "-std=gnu11",
@@ -188,10 +189,12 @@ def redis_server() -> Iterator[Process]:
 
 
 @contextlib.contextmanager
-def broker(redis: Process | None = None, *, workers: int = 1, heartbeat_seconds: int = 60) -> Iterator[Process]:
+def broker(
+    redis: Process | None = None, *, workers: int = 1, heartbeat_seconds: int = 60, stall_file: Path | None = None
+) -> Iterator[Process]:
     """Run a broker as users do, on the embedded backend or on the given Redis; its logs go to a file.
 
-    Heartbeats are rare by default, since most scenarios measure something else.
+    Heartbeats are rare by default, since most scenarios measure something else. With `stall_file` its loop is watched.
     """
     port = free_port()
     config = OUT / f"broker-{port}.toml"
@@ -200,8 +203,22 @@ def broker(redis: Process | None = None, *, workers: int = 1, heartbeat_seconds:
     if redis is not None:
         text += f'[redis]\naddrs = ["{HOST}:{redis.port}"]\n'
     config.write_text(text)
-    with running("broker", [sys.executable, "-m", "sse_broker", "-c", config], port) as process:
+    program: list[str | Path] = ["-m", "sse_broker"] if stall_file is None else [BENCH / "stall_watch.py", stall_file]
+    with running("broker", [sys.executable, *program, "-c", config], port) as process:
         yield process
+
+
+def read_stalls(server: Process, stall_file: Path) -> Result:
+    """Return what the watch on a broker's loop has seen since it was asked last. Raises: BenchError."""
+    stall_file.unlink(missing_ok=True)
+    server.popen.send_signal(signal.SIGUSR2)
+    deadline = time.monotonic() + START_SECONDS
+    while not stall_file.exists():
+        if time.monotonic() > deadline:
+            raise BenchError("the watched broker does not answer its signal")
+        time.sleep(0.01)
+    result: Result = json.loads(stall_file.read_text())
+    return result
 
 
 # --- load clients ---
@@ -212,7 +229,7 @@ class LoadClient:
 
     def __init__(self, server: Process, tokens: Path, redis: Process | None = None, *, urgent: bool = False) -> None:
         program = compile_tool("load_client", sorted((BENCH / "load").glob("*.c")))
-        command = [program, HOST, str(server.port), tokens]
+        command: list[str | Path] = [program, HOST, str(server.port), tokens]
         self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if urgent:
             # A probe must not wait for a core behind the client that makes the load; without the right to, it will.

@@ -134,17 +134,16 @@ class Lab:
             yield client
 
     @contextlib.contextmanager
-    def bed(self, backend: str, streams: int, *, open_now: bool = True, **options: int) -> Iterator[Bed]:
+    def bed(self, backend: str, streams: int, *, workers: int = 1) -> Iterator[Bed]:
         """Run a broker on a backend and the C loop; both have `streams` open and are warmed up."""
         with contextlib.ExitStack() as stack:
             redis = stack.enter_context(self.backend(backend))
-            server = stack.enter_context(broker(redis, **options))
+            server = stack.enter_context(broker(redis, workers=workers))
             tokens = write_tokens("main", streams)
             subject = stack.enter_context(load_client(server, tokens, redis))
-            if open_now:
-                open_streams(subject, streams)
-                broadcasts(subject, 2)
-            reference = stack.enter_context(self.reference(min(streams, 15_000)))
+            open_streams(subject, streams)
+            broadcasts(subject, 2)
+            reference = stack.enter_context(self.reference(streams))
             yield Bed(server, redis, subject, reference)
 
     def probe_tokens(self, streams: int) -> Path:

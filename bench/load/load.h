@@ -36,6 +36,7 @@ void watch(int fd, int kind, uint32_t index, uint32_t events, int operation);
 void step(uint64_t until_ns);
 extern struct sockaddr_in server_address;
 extern const char *api_key; /* or NULL */
+extern uint64_t overslept_max_ns; /* how late step() came back at worst: this client had no core then */
 
 /* ---- streams ---- */
 struct counters { /* since the last command began, except `open` */

@@ -22,6 +22,7 @@ enum { EVENTS = 256, LINE_BYTES = 4096 };
 
 struct sockaddr_in server_address;
 const char *api_key;
+uint64_t overslept_max_ns;
 static int epoll_fd;
 static uint32_t tokens;
 
@@ -41,6 +42,7 @@ void step(uint64_t until_ns) {
     struct timespec timeout = {.tv_sec = wait / 1000000000, .tv_nsec = wait % 1000000000};
     int count = epoll_pwait2(epoll_fd, events, EVENTS, &timeout, NULL);
     if (count < 0 && errno != EINTR) fail("epoll_pwait2");
+    if (!count && wait && now_ns() - until_ns > overslept_max_ns) overslept_max_ns = now_ns() - until_ns;
     for (int i = 0; i < count; i++) {
         uint32_t index = (uint32_t)events[i].data.u64;
         if (events[i].data.u64 >> 32 == KIND_STREAM)

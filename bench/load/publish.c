@@ -219,7 +219,7 @@ void run_job(const struct job *job) {
         if (!publishers[i].fd) connect_publisher(i);
     histogram_clear(&reply_latency);
     histogram_clear(&ping_latency);
-    expected = replies = wrong_status = wrong_result = broken = late_max_ns = 0;
+    expected = replies = wrong_status = wrong_result = broken = late_max_ns = overslept_max_ns = 0;
     *first_wrong_reply = 0;
     struct usage begun = usage_now();
     uint64_t issued = publish_all(job);
@@ -229,9 +229,9 @@ void run_job(const struct job *job) {
     histogram_print("reply", &reply_latency);
     if (job->ping) histogram_print("ping", &ping_latency);
     printf(", \"latency_from\": \"%s\", \"requests\": %lu, \"replies\": %lu, \"expected\": %lu, \"complete\": %s, "
-           "\"wrong_status\": %lu, \"wrong_result\": %lu, \"broken\": %lu, \"late_max_us\": %.1f",
+           "\"wrong_status\": %lu, \"wrong_result\": %lu, \"broken\": %lu, \"late_max_us\": %.1f, \"overslept_max_us\": %.1f",
            job->rate ? "due" : "request", issued, replies, expected,
            issued == job->count && counters.deliveries == expected && replies == issued ? "true" : "false", wrong_status,
-           wrong_result, broken, late_max_ns / 1e3);
+           wrong_result, broken, late_max_ns / 1e3, overslept_max_ns / 1e3);
     if (*first_wrong_reply) printf(", \"first_wrong_reply\": \"%s\"", first_wrong_reply);
 }
