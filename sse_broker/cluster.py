@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,10 +90,8 @@ class Cluster:
 
     async def _run(self) -> None:
         while True:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._now.wait(), self._beat_seconds)
-            except TimeoutError:
-                pass
             self._now.clear()
             try:
                 await self._once()

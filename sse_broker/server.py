@@ -7,6 +7,7 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from sse_broker import logs
 from sse_broker.access_log import AccessLogger
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
-from sse_broker.config import Config, with_random_secret
+from sse_broker.config import Config, ServerConfig, with_random_secret
+from sse_broker.errors import BrokerError, ConfigError
 from sse_broker.listener import BACKLOG, listen, public_address
 from sse_broker.memory import MemoryBackend
 from sse_broker.redis_backend import RedisBackend
@@ -45,11 +47,17 @@ async def serve(config: Config) -> None:
     stop.install(log_files.reopen)
     try:
         await _serve(config, stop)
+    except BrokerError:
+        raise
+    except Exception:
+        log.exception("the broker ends on an error of its own")
+        raise
     finally:
         log_files.close()
 
 
 async def _serve(config: Config, stop: "Stop") -> None:
+    ssl_context = tls_context(config.server)
     sockets = listen(
         config.server.host,
         config.server.port,
@@ -68,7 +76,7 @@ async def _serve(config: Config, stop: "Stop") -> None:
     tokens = Tokens(config.jwt.secret, config.jwt.previous_secrets)
     try:
         await broker.start()
-        runner = await _start_http(broker, tokens, config, sockets)
+        runner = await _start_http(broker, tokens, config, sockets, ssl_context)
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -79,10 +87,16 @@ async def _serve(config: Config, stop: "Stop") -> None:
     await _shut_down(broker, runner, config.server.drain_seconds, stop)
 
 
-async def _start_http(broker: Broker, tokens: Tokens, config: Config, sockets: list[socket.socket]) -> web.AppRunner:
+async def _start_http(
+    broker: Broker,
+    tokens: Tokens,
+    config: Config,
+    sockets: list[socket.socket],
+    ssl_context: ssl.SSLContext | None,
+) -> web.AppRunner:
     runner = web.AppRunner(
         application(broker, tokens, config),
-        access_log_class=AccessLogger,
+        access_log_class=AccessLogger.trusting(config.server.trusted_networks),
         access_log=logging.getLogger("aiohttp.access"),
         handler_cancellation=False,  # see web_events.take_over
         handle_signals=False,
@@ -92,7 +106,7 @@ async def _start_http(broker: Broker, tokens: Tokens, config: Config, sockets: l
     )
     await runner.setup()
     for sock in sockets:
-        await web.SockSite(runner, sock, backlog=BACKLOG).start()
+        await web.SockSite(runner, sock, backlog=BACKLOG, ssl_context=ssl_context).start()
     return runner
 
 
@@ -156,6 +170,23 @@ def make_backend(config: Config) -> Backend:
     return MemoryBackend(
         max_frames=config.sse.device_frame_cache_size, expire_seconds=config.sse.device_frame_cache_expire
     )
+
+
+def tls_context(server: ServerConfig) -> ssl.SSLContext | None:
+    """Return what the listener needs for TLS 1.2 and newer; None when it serves plain HTTP. Raises: ConfigError."""
+    if not server.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(server.tls_cert, server.tls_key)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(
+            f"server.tls_cert {server.tls_cert} and server.tls_key {server.tls_key} can not be used: {reason}"
+        ) from None
+    return context
 
 
 def file_limit() -> int:
