@@ -138,6 +138,8 @@ class Broker:
     def _lost(self, stream: Stream) -> None:
         reason = stream.end_reason or Reason.DISCONNECT
         self.leave(stream, reason)
+        if stream.failure is not None:
+            log.warning("a stream could not be written to: %s", stream.failure)
         log.info("stream closed: user %s, device %s, %s", stream.device.uid, stream.device.device_name, reason)
 
     async def _replay(self, stream: Stream, page: Page) -> None:

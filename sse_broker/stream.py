@@ -32,6 +32,7 @@ class Stream:
     the last frame id written, or the id up to which the client needs nothing. `asked_id` is the last id that the client
     came with (0 without), `floor_id` the id in force when it joined.
     `active` is set by each write and cleared by the heartbeat's walk. `overflowed` when more came than it may hold.
+    A transport that fails ends its stream, with the error as `failure`, and raises nothing: it must stop no other stream.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class Stream:
         "device",
         "end_reason",
         "ended",
+        "failure",
         "floor_id",
         "last_id",
         "live",
@@ -65,6 +67,7 @@ class Stream:
         self.active = False
         self.overflowed = False
         self.end_reason: Reason | None = None
+        self.failure: Exception | None = None
         self._chunked = chunked
         self._max_buffer_bytes = max_buffer_bytes
         self._held: list[Frame] | None = []
@@ -84,8 +87,7 @@ class Stream:
         """
         self._transport = transport
         self._on_lost = on_lost
-        transport.write(opening.chunk if self._chunked else opening.plain)
-        self.active = True
+        self._put(transport, opening.chunk if self._chunked else opening.plain)
         if self._last_block is not None:
             self._close_with(self._last_block)
 
@@ -160,7 +162,11 @@ class Stream:
             return False
         self.last_id = frame.id
         self.active = True
-        transport.write(frame.chunk if self._chunked else frame.plain)  # type: ignore[union-attr]
+        try:
+            transport.write(frame.chunk if self._chunked else frame.plain)  # type: ignore[union-attr]
+        except Exception as error:
+            self._fail(error)
+            return False
         return True
 
     def write_joined(self, block: Block | Frame, first_id: int, last_id: int) -> bool:
@@ -172,8 +178,7 @@ class Stream:
             self.abort(Reason.HEARTBEAT_FAIL)
             return True
         self.last_id = last_id
-        self.active = True
-        transport.write(block.chunk if self._chunked else block.plain)  # type: ignore[union-attr]
+        self._put(transport, block.chunk if self._chunked else block.plain)  # type: ignore[arg-type]
         return True
 
     def replay(self, frame: Frame) -> None:
@@ -190,8 +195,7 @@ class Stream:
         if transport.get_write_buffer_size() > self._max_buffer_bytes:
             self.abort(Reason.HEARTBEAT_FAIL)
             return
-        self.active = True
-        transport.write(block.chunk if self._chunked else block.plain)
+        self._put(transport, block.chunk if self._chunked else block.plain)
 
     def heartbeat(self) -> None:
         """Write the comment line that keeps a silent stream open."""
@@ -268,9 +272,20 @@ class Stream:
     def _close_with(self, block: Block) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            self.active = True  # the heartbeat's walk gives the client some time to take it
-            transport.write(block.chunk + END_OF_CHUNKS if self._chunked else block.plain)
+            # It is active now, so the heartbeat's walk gives the client some time to take it.
+            self._put(transport, block.chunk + END_OF_CHUNKS if self._chunked else block.plain)
             transport.close()
+
+    def _put(self, transport: Transport, data: bytes) -> None:
+        self.active = True
+        try:
+            transport.write(data)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        self.abort(Reason.DISCONNECT)
 
     def _writable(self) -> None:
         callback, self._on_writable = self._on_writable, None

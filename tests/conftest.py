@@ -7,11 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.broker_process import BrokerProcess
 from tests.event_client import EventClient
 from tests.redis_servers import RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
+
+# How long one example takes says nothing on a machine that has other work too.
+settings.register_profile("here", deadline=None)
+settings.load_profile("here")
 
 # The servers are not tied to an event loop, so plain fixtures of wide scope can own them.
 

@@ -5,6 +5,7 @@ libraries only where the design allows them.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -64,6 +65,7 @@ PURE = {
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 
+@functools.cache
 def imported(name: str) -> set[str]:
     """Return the dotted names of everything that a module imports, wherever in its text."""
     found: set[str] = set()
