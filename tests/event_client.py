@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import io
 import json
 import socket
 import ssl
@@ -426,4 +427,7 @@ class Api:
         return await self._call("/kick", uid=uid, device=device, data=data, **more)
 
     async def _call(self, path: str, **fields: Any) -> Answer:
-        return await self.request("POST", path, json={key: value for key, value in fields.items() if value is not None})
+        body = json.dumps({key: value for key, value in fields.items() if value is not None}).encode()
+        headers = {"Content-Type": "application/json"}
+        # A stream, since aiohttp warns of large bodies that come in one piece.
+        return await self.request("POST", path, data=io.BytesIO(body), headers=headers)

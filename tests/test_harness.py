@@ -369,7 +369,7 @@ async def test_devices_come_back_and_the_recorded_run_is_good(
                     api, users=["u0"] if step % 3 else (), devices=[device.name] if step % 3 == 2 else ()
                 )
                 if step % 4 == 1:
-                    await until(lambda device=device: device.connected)
+                    await until(partial(getattr, device, "connected"))
                     await (device.drop, partial(device.drop, abrupt=True), device.move, device.vanish)[step // 4 % 4]()
             await recorder.settle(api)
             history = recorder.history(presence_seconds=3, cache_frames=100)
