@@ -16,10 +16,10 @@ from sse_broker.client_address import client_address
 from sse_broker.config import Config
 from sse_broker.errors import BadRequest, BrokerError, MethodNotAllowed, TooManyRequests, Unauthorized, Unavailable
 from sse_broker.presence import device_id_of
-from sse_broker.target import Message, Target
 from sse_broker.tokens import Tokens
+from sse_broker.web_batch import NDJSON, message_of, send_lines, send_list, target_of
 from sse_broker.web_events import bearer, open_stream
-from sse_broker.web_params import MAX_NAME_CHARS, Params, request_params
+from sse_broker.web_params import MAX_NAME_CHARS, request_params
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ MAX_LINE_BYTES = 16 * 1024
 CORS_MAX_AGE_SECONDS = 600
 CORS_HEADERS = "Authorization, Content-Type, Last-Event-ID, X-SSE-API-Key, X-SSE-DEVICE, X-SSE-ID, X-SSE-TOKEN"
 
-Call = Callable[["Api", Params], Awaitable[object]]
+Call = Callable[["Api", web.Request], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +58,37 @@ def application(broker: Broker, tokens: Tokens, config: Config) -> web.Applicati
 # --- the endpoints ---
 
 
-async def token(api: Api, params: Params) -> object:
+async def token(api: Api, request: web.Request) -> object:
     """Mint a token for a user, bound to a device if one is named."""
+    params = await request_params(request)
     uid = params.required_text("uid", max_chars=MAX_NAME_CHARS)
     device = params.text("device", max_chars=MAX_NAME_CHARS)
     ttl = params.number("ttl")
     return api.tokens.mint(uid, device, api.config.jwt.expire if ttl is None else ttl)
 
 
-async def send(api: Api, params: Params) -> object:
-    """Send a frame to users, devices or everyone."""
-    data = params.payload("data")
-    if data is None:
-        raise BadRequest("'data' is missing")
-    message = Message(_target(params), params.text("event") or "", data)
-    return (await api.broker.send([message]))[0].count
+async def send(api: Api, request: web.Request) -> object:
+    """Send a frame to users, devices or everyone, or many at once."""
+    if request.content_type == NDJSON and request.method == hdrs.METH_POST:
+        return await send_lines(api.broker, request, api.config.server.max_body_bytes)
+    params = await request_params(request)
+    if "messages" in params:
+        return await send_list(api.broker, params.value("messages"))
+    return (await api.broker.send([message_of(params)]))[0].count
 
 
-async def kick(api: Api, params: Params) -> object:
+async def kick(api: Api, request: web.Request) -> object:
     """End the streams of users and devices and revoke their tokens."""
-    target = _target(params)
+    params = await request_params(request)
+    target = target_of(params)
     if target.everyone:
         raise BadRequest("'uid' or 'device' is missing: say whom to kick")
     return await api.broker.kick(target, params.payload("data") or "")
 
 
-async def info(api: Api, params: Params) -> object:
+async def info(api: Api, request: web.Request) -> object:
     """Tell who is online: a user, a device, an instance or the cluster."""
+    params = await request_params(request)
     asked = {
         "device": params.text("device", max_chars=MAX_NAME_CHARS),
         "uid": params.text("uid", max_chars=MAX_NAME_CHARS),
@@ -102,10 +106,6 @@ async def info(api: Api, params: Params) -> object:
     if asked["ip"]:
         return answers.instance_at(asked["ip"], instances)
     return answers.cluster(instances, *await api.broker.backend.counts())
-
-
-def _target(params: Params) -> Target:
-    return Target(params.names("uid"), tuple(device_id_of(name) for name in params.names("device")))
 
 
 async def events(request: web.Request) -> web.StreamResponse:
@@ -145,7 +145,7 @@ def _endpoint(call: Call) -> Callable[[web.Request], Awaitable[web.Response]]:
             if request.method not in ("GET", "POST"):
                 raise MethodNotAllowed(f"{request.path} takes GET and POST")
             _check_api_key(request, api.config.api.keys)
-            result = await call(api, await request_params(request))
+            result = await call(api, request)
         except BrokerError as error:
             return _failure(error, started, cors, "GET, POST, OPTIONS")
         except Exception:

@@ -4,7 +4,8 @@ they are written and nothing of what they are for.
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NoReturn
 from urllib.parse import parse_qsl
 
@@ -28,6 +29,10 @@ class Params:
 
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
+
+    def value(self, name: str) -> object:
+        """Return a value as it came; None when it is absent."""
+        return self._values.get(name)
 
     def text(self, name: str, *, max_chars: int | None = None) -> str | None:
         """Return one text; None when it is absent or empty. Raises: BadRequest."""
@@ -122,9 +127,22 @@ def _query_values(request: web.Request) -> dict[str, object]:
     return _form_values(request.raw_path.partition("#")[0].partition("?")[2], "query")
 
 
+@contextmanager
+def body_errors(request: web.Request) -> Iterator[None]:
+    """Turn what the reading of a body may raise into the errors of the API."""
+    try:
+        yield
+    except web.HTTPRequestEntityTooLarge:
+        raise PayloadTooLarge(f"the body is longer than {request._client_max_size} bytes") from None
+    except (LookupError, UnicodeDecodeError):
+        raise BadRequest("the body is not text in the character set that it names") from None
+    except (web.RequestPayloadError, ConnectionError, asyncio.IncompleteReadError):
+        raise BadRequest("the body is incomplete or its encoding is broken") from None
+
+
 async def _body_values(request: web.Request) -> dict[str, object]:
     kind = request.content_type
-    try:
+    with body_errors(request):
         if kind == MULTIPART:
             return await _multipart_values(request)
         if kind != FORM and kind != "application/json" and not kind.endswith("+json"):
@@ -134,12 +152,6 @@ async def _body_values(request: web.Request) -> dict[str, object]:
             return {}
         if kind == FORM:
             return _form_values(body.decode(request.charset or "utf-8"), "body")
-    except web.HTTPRequestEntityTooLarge:
-        raise PayloadTooLarge(f"the body is longer than {request._client_max_size} bytes") from None
-    except (LookupError, UnicodeDecodeError):
-        raise BadRequest("the body is not text in the character set that it names") from None
-    except (web.RequestPayloadError, ConnectionError, asyncio.IncompleteReadError):
-        raise BadRequest("the body is incomplete or its encoding is broken") from None
     value = parse_json(body)
     if not isinstance(value, dict):
         raise BadRequest("the JSON body must be an object of parameters")

@@ -26,7 +26,7 @@ LAYERS = (
     ("answers", "delivery", "heartbeats", "memory", "redis_client", "redis_entries", "logs"),
     ("redis_lane", "redis_bus", "redis_touches", "access_log"),
     ("broker", "redis_backend"),
-    ("pages", "web_events"),
+    ("pages", "web_batch", "web_events"),
     ("web",),
     ("server",),
     ("cli",),
@@ -34,7 +34,7 @@ LAYERS = (
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
-WEB = {"web", "web_events", "web_params", "pages", "access_log", "server"}
+WEB = {"web", "web_batch", "web_events", "web_params", "pages", "access_log", "server"}
 REDIS = {name for name in LAYER_OF if name.startswith("redis_")}
 # Third-party package: the modules that may import it.
 ALLOWED = {

@@ -1,0 +1,115 @@
+"""Many sends in one request: `{"messages": [...]}` and newline-delimited JSON. It owns the reading of the body piece by piece,
+and that one bad line does not fail the rest. A message's parameters are those of a single send.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+
+from aiohttp import StreamReader, web
+
+from sse_broker.broker import Broker
+from sse_broker.errors import BadRequest, BrokerError, PayloadTooLarge, Unavailable
+from sse_broker.presence import device_id_of
+from sse_broker.target import Message, Target
+from sse_broker.web_params import Params, body_errors, parse_json
+
+NDJSON = "application/x-ndjson"
+# Messages that are published together: more would hold up the loop, fewer cost round trips.
+GROUP_MESSAGES = 128
+MAX_MESSAGES = 100_000
+
+
+def message_of(params: Params) -> Message:
+    """Return the message that a send's parameters describe. Raises: BadRequest."""
+    data = params.payload("data")
+    if data is None:
+        raise BadRequest("'data' is missing")
+    return Message(target_of(params), params.text("event") or "", data)
+
+
+def target_of(params: Params) -> Target:
+    """Return whom the lists `uid` and `device` name. Raises: BadRequest."""
+    return Target(params.names("uid"), tuple(device_id_of(name) for name in params.names("device")))
+
+
+class Batch:
+    """Publishes messages as they come and collects what became of each: its count, or `{"code", "msg"}`."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._group: list[Message] = []
+        self._places: list[int] = []
+        self._failure: Unavailable | None = None
+        self._accepted = 0
+        self.results: list[object] = []
+
+    async def add(self, item: object) -> None:
+        """Take the next message, an object of parameters or a line of JSON. Raises: PayloadTooLarge beyond the bound."""
+        if len(self.results) >= MAX_MESSAGES:
+            raise PayloadTooLarge(f"a batch holds at most {MAX_MESSAGES} messages")
+        self.results.append(0)
+        try:
+            value = parse_json(item) if isinstance(item, bytes) else item
+            if not isinstance(value, dict):
+                raise BadRequest("a message must be an object of parameters")
+            self._group.append(message_of(Params(value)))
+            self._places.append(len(self.results) - 1)
+        except BrokerError as error:
+            self.results[-1] = {"code": error.status, "msg": error.message}
+        if len(self._group) >= GROUP_MESSAGES:
+            await self._publish()
+
+    async def finish(self) -> list[object]:
+        """Publish the rest and return the results in order. Raises: Unavailable when nothing at all was accepted."""
+        await self._publish()
+        if self._failure is not None and not self._accepted:
+            raise self._failure
+        return self.results
+
+    async def _publish(self) -> None:
+        group, places = self._group, self._places
+        self._group, self._places = [], []
+        if not group:
+            return
+        if self._failure is None:
+            try:
+                for place, sent in zip(places, await self._broker.send(group), strict=True):
+                    self.results[place] = sent.count
+                self._accepted += len(group)
+                return
+            except Unavailable as error:
+                self._failure = error
+        for place in places:
+            self.results[place] = {"code": self._failure.status, "msg": self._failure.message}
+
+
+async def send_list(broker: Broker, messages: object) -> list[object]:
+    """Send the messages of a JSON body. Raises: BadRequest, Unavailable."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise BadRequest("'messages' must be a list of objects")
+    batch = Batch(broker)
+    for message in messages:
+        await batch.add(message)
+    return await batch.finish()
+
+
+async def send_lines(broker: Broker, request: web.Request, max_line_bytes: int) -> list[object]:
+    """Send each line of the body as it arrives. Raises: BadRequest, PayloadTooLarge, Unavailable."""
+    batch = Batch(broker)
+    with body_errors(request):
+        async for line in _lines(request.content, max_line_bytes):
+            await batch.add(line)
+    return await batch.finish()
+
+
+async def _lines(body: StreamReader, max_line_bytes: int) -> AsyncIterator[bytes]:
+    """Yield the lines of a body that are not blank, holding one incomplete line at most."""
+    rest = b""
+    async for piece in body.iter_any():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            if line.strip():
+                yield line
+        if len(rest) > max_line_bytes:
+            raise PayloadTooLarge(f"a line is longer than {max_line_bytes} bytes")
+    if rest.strip():
+        yield rest
