@@ -1,23 +1,31 @@
 """Who is at the other end of a connection, through proxies that are trusted and no others. Pure."""
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def client_address(peer: object, headers: Mapping[str, str], trusted: Sequence[Network]) -> str:
+class Headers(Protocol):
+    """What is needed of a request's headers: every line of a name, in order, whatever the case of its letters."""
+
+    def getall(self, name: str, default: Any, /) -> Any: ...
+
+
+def client_address(peer: object, headers: Headers, trusted: Sequence[Network]) -> str:
     """Return the client's address: `ip:port` of the peer, or what trusted proxies say of it.
 
     `X-Forwarded-For` is read from its end, since only what trusted proxies appended is to be believed: the client is the
-    last address there that is no trusted proxy itself. `X-Real-IP` counts without it. A proxy seldom says the port.
+    last address there that is no trusted proxy itself. Several lines are one list (RFC 9110, section 5.3): some proxies
+    add a line of their own. `X-Real-IP` counts without it. A proxy seldom says the port.
     """
     host, port = _host_and_port(peer)
     if not host or not _is_trusted(host, trusted):
         return join_host_port(host, port) if host else ""
-    hops = [hop.strip() for hop in headers.get("X-Forwarded-For", "").split(",")]
-    claimed = _last_untrusted(hops, trusted) or _plain(headers.get("X-Real-IP", "").strip())
-    return claimed or join_host_port(host, port)
+    hops = ",".join(headers.getall("X-Forwarded-For", ())).split(",")
+    real_ips = headers.getall("X-Real-IP", ("",))
+    return _last_untrusted(hops, trusted) or _plain(real_ips[-1]) or join_host_port(host, port)
 
 
 def join_host_port(host: str, port: int) -> str:
@@ -28,7 +36,7 @@ def join_host_port(host: str, port: int) -> str:
 def _host_and_port(peer: object) -> tuple[str, int]:
     if isinstance(peer, tuple) and len(peer) >= 2:
         host = str(peer[0])
-        return host.removeprefix("::ffff:"), int(peer[1])
+        return _plain(host) or host, int(peer[1])
     return "", 0
 
 
@@ -45,15 +53,23 @@ def _last_untrusted(hops: Iterable[str], trusted: Sequence[Network]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return the address without port and brackets, or empty text when it is none."""
+    """Return the address without port and brackets, IPv4 in its own spelling, or empty text when it is none."""
+    text = text.strip()
     if text.startswith("["):
-        text = text[1:].partition("]")[0]
+        text, bracket, _ = text[1:].partition("]")
+        if not bracket:
+            return ""
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        return str(ipaddress.ip_address(text)).removeprefix("::ffff:")
+        address = ipaddress.ip_address(text)
     except ValueError:
         return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            return ""  # anything may stand behind a "%", and it means nothing on another machine
+        return str(address.ipv4_mapped or address)
+    return str(address)
 
 
 def _is_trusted(host: str, trusted: Sequence[Network]) -> bool:
