@@ -17,7 +17,7 @@ struct publisher {
     int fd; /* 0: not connected */
     bool busy, ping;
     uint64_t due_ns, asked; /* asked: deliveries that its request should lead to */
-    int64_t expected_result;
+    uint32_t lines, expected_count; /* each line's count of devices; lines 0: a plain send */
     char *out, *in;
     size_t out_capacity, out_len, out_sent, in_len;
 };
@@ -130,14 +130,30 @@ static void issue(const struct job *job, uint32_t index, uint64_t number, uint64
         build_ping(job, publisher);
     else
         build_send(job, publisher);
-    publisher->expected_result = job->lines ? -1 : job->broadcast ? (int64_t)counters.open + job->others : 1;
+    publisher->lines = job->lines;
+    publisher->expected_count = job->broadcast ? counters.open + job->others : 1;
     publisher->asked = publisher->ping ? 0 : (uint64_t)(job->lines ? job->lines : 1) * (job->broadcast ? counters.open : 1);
     expected += publisher->asked;
     flush(index);
 }
 
+/* Whether the result is the count of devices, or for a batch a list of counts with one for each line. */
+static bool result_is_right(const struct publisher *publisher, const char *body) {
+    const char *at = strstr(body, "\"result\":");
+    if (!at) return false;
+    at += strlen("\"result\":");
+    if (!publisher->lines) return strtoul(at, NULL, 10) == publisher->expected_count;
+    at = strchr(at, '[');
+    for (uint32_t i = 0; at && i < publisher->lines; i++) {
+        char *after;
+        if (strtoul(at + 1, &after, 10) != publisher->expected_count || (*after != ',' && *after != ']')) return false;
+        if ((*after == ']') != (i == publisher->lines - 1)) return false;
+        at = after;
+    }
+    return at != NULL;
+}
+
 static void check_reply(struct publisher *publisher, const char *body) {
-    const char *result = strstr(body, "\"result\":");
     bool good_status = !memcmp(publisher->in + 8, " 200", 4);
     replies++;
     if (publisher->ping) {
@@ -145,14 +161,14 @@ static void check_reply(struct publisher *publisher, const char *body) {
         return;
     }
     histogram_add(&reply_latency, now_ns() - publisher->due_ns);
-    bool good_result = result && (publisher->expected_result < 0 || strtol(result + 9, NULL, 10) == publisher->expected_result);
+    bool good_result = good_status && result_is_right(publisher, body);
     if (!good_status) {
         wrong_status++;
         expected -= publisher->asked;
     } else if (!good_result) {
         wrong_result++;
     }
-    if ((!good_status || !good_result) && !*first_wrong_reply) {
+    if (!good_result && !*first_wrong_reply) {
         snprintf(first_wrong_reply, sizeof first_wrong_reply, "%.12s %.150s", publisher->in, body);
         for (char *at = first_wrong_reply; *at; at++)
             if (*at == '"' || *at == '\\' || *at < ' ') *at = '\'';
