@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help run test check format lint types bench clean tools
+.PHONY: help run test check format lint types bench bench-check clean tools
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -42,6 +42,12 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 check: lint types test  ## format, lint, types and tests: what CI runs
+
+bench: $(VENV)/.run  ## measure against a bare C send loop; ARGS="--quick --only broadcast"
+	$(BIN)/python bench/run.py $(ARGS)
+
+bench-check: $(VENV)/.run  ## fail when a ratio is 15 % worse than bench/baseline.json
+	$(BIN)/python bench/run.py --check $(ARGS)
 
 clean:  ## remove what these commands made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -89,6 +89,8 @@ def check_event(event: str) -> str:
 
     Raises: BadRequest.
     """
+    if not event:
+        return event
     check_text("event", event)
     if any(character in event for character in "\r\n\0"):
         raise BadRequest("'event' must not hold CR, LF or NUL")
@@ -104,6 +106,8 @@ def check_text(name: str, text: str) -> str:
 
     Raises: BadRequest when it holds a lone surrogate.
     """
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -113,8 +117,11 @@ def check_text(name: str, text: str) -> str:
 
 def _data_lines(data: str) -> str:
     """Return one `data:` line for each line of `data`; CRLF, CR and LF all end a line."""
-    lines = data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\ndata: ")
-    return f"data: {lines}\n"
+    if "\r" in data:
+        data = data.replace("\r\n", "\n").replace("\r", "\n")
+    if "\n" in data:
+        data = data.replace("\n", "\ndata: ")
+    return f"data: {data}\n"
 
 
 HEARTBEAT = Block.of(b":heartbeat\n\n")

@@ -3,7 +3,7 @@ every change is atomic by being synchronous. It knows no sockets and no HTTP.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sse_broker.backend import PAGE_FRAMES, Joined, Page, Presence, Receiver
@@ -78,7 +78,7 @@ class MemoryBackend:
             self._logs.append(("user", uid), frame)
         for device_id in target.devices:
             self._logs.append(("device", device_id), frame)
-        device_ids = tuple(self._online(target))
+        device_ids = self._online(target)
         if device_ids:
             self._give(FrameEnvelope(frame, device_ids))
         return Sent(frame.id, len(device_ids))
@@ -164,13 +164,15 @@ class MemoryBackend:
             self._give(EndEnvelope(device.device_id, device.connection_id, Reason.KICK, data))
         return len(devices)
 
-    def _online(self, target: Target) -> Iterator[str]:
+    def _online(self, target: Target) -> tuple[str, ...]:
         """Choose the ids of a target's online devices, each once."""
+        named = tuple(device_id for device_id in target.devices if device_id in self._presences)
+        if not target.users:
+            return named
         found: dict[str, None] = {}
         for uid in target.users:
             found.update(self._user_devices.get(uid, {}))
-        found.update({device_id: None for device_id in target.devices if device_id in self._presences})
-        return iter(found)
+        return tuple(found | dict.fromkeys(named))
 
     # --- what is known ---
 

@@ -13,8 +13,10 @@ class Target:
     devices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "users", tuple(dict.fromkeys(self.users)))
-        object.__setattr__(self, "devices", tuple(dict.fromkeys(self.devices)))
+        if len(self.users) > 1:
+            object.__setattr__(self, "users", tuple(dict.fromkeys(self.users)))
+        if len(self.devices) > 1:
+            object.__setattr__(self, "devices", tuple(dict.fromkeys(self.devices)))
 
     @property
     def everyone(self) -> bool:
