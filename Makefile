@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help run test check format lint types bench bench-check clean tools
+.PHONY: help run test check format lint types bench bench-check bundle exe rpm deb clean tools
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -48,6 +48,13 @@ bench: $(VENV)/.run  ## measure against a bare C send loop; ARGS="--quick --only
 
 bench-check: $(VENV)/.run  ## fail when a ratio is 15 % worse than bench/baseline.json
 	$(BIN)/python bench/run.py --check $(ARGS)
+
+bundle:  ## build dist/sse-broker, a folder with the program and all it needs
+exe:  ## build dist/sse-broker.exe and a zip with it, on Linux under Wine
+rpm:  ## build the rpm from the bundle
+deb:  ## build the deb from the bundle
+bundle exe rpm deb: $(BIN)/python
+	$(BIN)/python packaging/build.py $@
 
 clean:  ## remove what these commands made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

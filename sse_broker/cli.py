@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,14 +39,14 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(EXIT_BAD_CONFIGURATION)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, on_ready: Callable[[str], None] | None = None) -> int:
     """Run the program with these arguments (default: those of the process) and return the exit code.
 
-    Raises: SystemExit after --help, --version and wrong arguments, as argparse does.
+    `on_ready` is called with the base URL once a server answers. Raises: SystemExit after --help, --version and wrong arguments, as argparse does.
     """
     arguments = _parser().parse_args(argv)
     try:
-        _run(config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port))
+        _run(config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port), on_ready)
     except KeyboardInterrupt:
         # Ctrl-C before the server took over the signal, or a second one that did not want to wait.
         return EXIT_OK
@@ -64,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def _run(settings: config.Config) -> None:
+def _run(settings: config.Config, on_ready: Callable[[str], None] | None) -> None:
     # Late, so that --help, --version and a bad configuration need not wait for aiohttp and redis.
     from sse_broker import server
 
-    server.run(settings)
+    server.run(settings, on_ready)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ signals are obeyed. It knows every part and none of their insides.
 
 import asyncio
 import logging
-import resource
 import signal
 import socket
 import ssl
@@ -25,28 +24,33 @@ from sse_broker.memory import MemoryBackend
 from sse_broker.redis_backend import RedisBackend
 from sse_broker.tokens import Tokens
 from sse_broker.web import MAX_LINE_BYTES, application
+from sse_broker.windows_console import ConsoleHandler
 
 log = logging.getLogger(__name__)
 
+OnReady = Callable[[str], None]
+
 # Descriptors kept free of streams: for back ends, Redis, logs.
 SPARE_FILES = 200
+# Windows has no limit to set; a process may have this many handles.
+WINDOWS_HANDLES = 1 << 24
 # Unacknowledged for this many heartbeat intervals, a peer is gone: one interval until something is sent, then this.
 PEER_TIMEOUT_HEARTBEATS = 1.5
 
 
-def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT. Raises: StartError."""
+def run(config: Config, on_ready: OnReady | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; call `on_ready` with the base URL once requests are answered. Raises: StartError."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(config))
+        runner.run(serve(config, on_ready))
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, on_ready: OnReady | None = None) -> None:
     """Start everything, wait for a signal to end, and stop everything. Raises: StartError."""
     log_files = logs.setup(config.server)
     stop = Stop()
     stop.install(log_files.reopen)
     try:
-        await _serve(config, stop)
+        await _serve(config, stop, on_ready)
     except BrokerError:
         raise
     except Exception:
@@ -56,7 +60,7 @@ async def serve(config: Config) -> None:
         log_files.close()
 
 
-async def _serve(config: Config, stop: "Stop") -> None:
+async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None) -> None:
     ssl_context = tls_context(config.server)
     sockets = listen(
         config.server.host,
@@ -82,7 +86,9 @@ async def _serve(config: Config, stop: "Stop") -> None:
             sock.close()
         await broker.close()
         raise
-    _say_where(broker.instance.address, config)
+    url = _say_where(broker.instance.address, config)
+    if on_ready is not None:
+        on_ready(url)
     await stop.wait()
     await _shut_down(broker, runner, config.server.drain_seconds, stop)
 
@@ -136,19 +142,17 @@ class Stop:
     def __init__(self) -> None:
         self._first = asyncio.Event()
         self._second = asyncio.Event()
+        self._console: ConsoleHandler | None = None
 
     def install(self, on_hangup: Callable[[], None]) -> None:
         """Take over the process's signals."""
         loop = asyncio.get_running_loop()
-        wanted = {"SIGTERM": self.request, "SIGINT": self.request, "SIGBREAK": self.request, "SIGHUP": on_hangup}
-        for name, callback in wanted.items():
-            number = getattr(signal, name, None)
-            if number is None:
-                continue
-            try:
-                loop.add_signal_handler(number, callback)
-            except NotImplementedError:  # Windows
-                signal.signal(number, lambda *_, callback=callback: loop.call_soon_threadsafe(callback))
+        self._console = ConsoleHandler(lambda: loop.call_soon_threadsafe(self.request))
+        if self._console.install():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.request)
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
 
     def request(self) -> None:
         """Ask for the end; asking twice means now."""
@@ -191,6 +195,10 @@ def tls_context(server: ServerConfig) -> ssl.SSLContext | None:
 
 def file_limit() -> int:
     """Return how many files this process may open."""
+    if sys.platform == "win32":
+        return WINDOWS_HANDLES
+    import resource
+
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
@@ -205,7 +213,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return fast_loop.new_event_loop
 
 
-def _say_where(address: str, config: Config) -> None:
-    scheme = "https" if config.server.tls_cert else "http"
+def _say_where(address: str, config: Config) -> str:
+    url = f"{'https' if config.server.tls_cert else 'http'}://{address}"
     log.info("serving on %s, backend: %s", address, "Redis" if config.redis.addrs else "embedded")
-    log.info("demo page: %s://%s/demo   API page: %s://%s/", scheme, address, scheme, address)
+    log.info("demo page: %s/demo   API page: %s/", url, url)
+    return url

@@ -118,7 +118,7 @@ def test_what_nobody_expected_is_one_line(
     """A traceback shows only in Python's development mode."""
     import sse_broker.server
 
-    def fail(config: object) -> None:
+    def fail(*arguments: object) -> None:
         raise {"KeyboardInterrupt": KeyboardInterrupt, "ZeroDivisionError": ZeroDivisionError}[error]("two\nlines")
 
     monkeypatch.setattr(sse_broker.server, "run", fail)
