@@ -129,7 +129,11 @@ class Broker:
         stream.begin(last_id, joined.id)
         stream.attach(transport, system_events.connected(device.device_address), self._lost)
         self._heartbeats.add(stream)
-        if last_id is not None:
+        if last_id is not None and last_id > joined.id:
+            # An id that this data set never gave, so lost with another: waiting for a greater one could take for ever.
+            stream.write_block(system_events.replay_gap(last_id, joined.id))
+            stream.begin(None, joined.id)
+        if last_id is not None or stream.overflowed:
             await self._replay(stream, joined.page)
         # The replay has read everything up to the joining; what was held from before it is for a former user's eyes.
         stream.last_id = max(stream.last_id, joined.id)
