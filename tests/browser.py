@@ -55,7 +55,7 @@ class Tab:
     errors on the console. A failing HTTP answer is no trouble: the broker may refuse.
     """
 
-    def __init__(self, page: Page, *, seconds: float = 10) -> None:
+    def __init__(self, page: Page, *, seconds: float = 20) -> None:
         self.page = page
         self.requests: list[str] = []
         self.troubles: list[str] = []

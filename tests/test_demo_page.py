@@ -22,7 +22,7 @@ from tests.waiting import until
 # One browser for all: its objects belong to the loop of the module, so everything here runs in that loop.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-expect.set_options(timeout=10_000)
+expect.set_options(timeout=20_000)
 
 
 class Demo(Tab):

@@ -9,7 +9,7 @@ const TIMEOUT_MS = 15000;
 
 export class ApiError extends Error {
   constructor(status, message) {
-    super(message);
+    super(message.charAt(0).toUpperCase() + message.slice(1));
     // The HTTP status; 0 when no answer came.
     this.status = status;
   }

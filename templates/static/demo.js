@@ -128,7 +128,7 @@ function warnOfGap(data) {
 }
 
 const DETAILS = {
-  open: () => hideNotice("end", "error"),
+  open: () => hideNotice("end"),
   reconnecting: () => frames.note("Connection lost. The browser reconnects by itself."),
   waiting: ({ reason, delay }) =>
     frames.note(`${reason} Trying again in ${(delay / 1000).toFixed(1)} s, with a fresh token and the last id.`),
@@ -161,7 +161,7 @@ function swapButtons(active) {
 }
 
 function connect() {
-  hideNotice("end", "error", "warning");
+  hideNotice("end", "warning");
   $("you-result").textContent = "";
   saveNames();
   remember(idSlot(who()), lastId.value.trim());
