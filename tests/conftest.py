@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.broker_process import BrokerProcess
 from tests.event_client import EventClient
 from tests.redis_servers import RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
+from tests.served import Serve, ServedBroker
 
 # How long one example takes says nothing on a machine that has other work too.
 settings.register_profile("here", deadline=None)
@@ -109,3 +111,34 @@ async def open_stream() -> AsyncIterator[Callable[..., Awaitable[EventClient]]]:
 
     yield open_
     await asyncio.gather(*(client.close() for client in clients))
+
+
+@pytest.fixture(params=["embedded", "redis"])
+async def serve(request: pytest.FixtureRequest, redis_server: RedisServer) -> AsyncIterator[Serve]:
+    """A function that serves a broker within the test's process, on each backend, with the arguments of ServedBroker.
+
+    Those of one test are one cluster on Redis. At the end each is stopped and its log looked at.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def start(*arguments: Any, **options: Any) -> ServedBroker:
+            redis = redis_server if request.param == "redis" else None
+            return await stack.enter_async_context(ServedBroker(*arguments, **{"redis": redis} | options))
+
+        yield start
+
+
+@pytest.fixture
+async def serve_embedded() -> AsyncIterator[Serve]:
+    """Like `serve`, without Redis."""
+    async with AsyncExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_async_context(ServedBroker(*arguments, **options))
+
+
+@pytest.fixture
+async def serve_on_redis(redis_server: RedisServer) -> AsyncIterator[Serve]:
+    """Like `serve`, on Redis alone."""
+    async with AsyncExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_async_context(
+            ServedBroker(*arguments, **{"redis": redis_server} | options)
+        )
