@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from urllib.parse import unquote_plus
 
 from aiohttp.abc import AbstractAccessLogger
+from aiohttp.http import HttpProcessingError
 from aiohttp.web import BaseRequest, StreamResponse
 
 from sse_broker.client_address import Network, client_address, join_host_port
@@ -58,6 +59,19 @@ class AccessLogger(AbstractAccessLogger):
             return remote
         address = client_address((remote, 0), request.headers, self.trusted)
         return remote if address == join_host_port(remote, 0) else address
+
+
+def server_logger() -> logging.Logger:
+    """Return the logger of aiohttp's server. What is no HTTP has its line in the access log and no other: aiohttp would
+    write a traceback for each, with what the client said in it.
+    """
+    logger = logging.getLogger("sse_broker.http")
+    logger.addFilter(_is_no_client_error)  # the same once more changes nothing
+    return logger
+
+
+def _is_no_client_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def masked(path: str) -> str:

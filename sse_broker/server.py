@@ -14,7 +14,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from sse_broker import logs
-from sse_broker.access_log import AccessLogger
+from sse_broker.access_log import AccessLogger, server_logger
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
 from sse_broker.config import Config, ServerConfig, with_random_secret
@@ -104,6 +104,7 @@ async def _start_http(
         application(broker, tokens, config),
         access_log_class=AccessLogger.trusting(config.server.trusted_networks),
         access_log=logging.getLogger("aiohttp.access"),
+        logger=server_logger(),
         handler_cancellation=False,  # see web_events.take_over
         handle_signals=False,
         max_line_size=MAX_LINE_BYTES,

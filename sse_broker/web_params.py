@@ -4,15 +4,17 @@ they are written and nothing of what they are for.
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 from urllib.parse import parse_qsl
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from sse_broker.errors import BadRequest, PayloadTooLarge, UnsupportedMedia
 from sse_broker.frame import check_text
+from sse_broker.web_multipart import form_text, parse_form
 
 MAX_NAME_CHARS = 256
 MAX_FIELDS = 1_000
@@ -76,19 +78,18 @@ class Params:
         if name not in self._values:
             return None
         value = self._values[name]
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        return check_text(name, text)
+        return check_text(name, value if isinstance(value, str) else _as_json(name, value))
 
     def number(self, name: str) -> float | None:
         """Return a number; None when it is absent or empty. Raises: BadRequest."""
-        text = self.text(name)
-        if text is None:
+        value = self._values.get(name)
+        if value is None or value == "":
             return None
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")
-        if number != number or number in (float("inf"), float("-inf")):
+        number = math.nan
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            with suppress(ValueError, OverflowError):
+                number = float(value)
+        if not math.isfinite(number):
             raise BadRequest(f"'{name}' must be a number")
         return number
 
@@ -137,46 +138,24 @@ def body_errors(request: web.Request) -> Iterator[None]:
         yield
     except web.HTTPRequestEntityTooLarge:
         raise PayloadTooLarge(f"the body is longer than {request._client_max_size} bytes") from None
-    except (LookupError, UnicodeDecodeError):
-        raise BadRequest("the body is not text in the character set that it names") from None
     except (web.RequestPayloadError, ConnectionError, asyncio.IncompleteReadError):
         raise BadRequest("the body is incomplete or its encoding is broken") from None
 
 
 async def _body_values(request: web.Request) -> dict[str, object]:
     kind = request.content_type
+    if kind not in (FORM, MULTIPART, "application/json") and not kind.endswith("+json"):
+        raise UnsupportedMedia(f"the content type must be application/json, {FORM} or {MULTIPART}, not '{kind}'")
     with body_errors(request):
-        if kind == MULTIPART:
-            return await _multipart_values(request)
-        if kind != FORM and kind != "application/json" and not kind.endswith("+json"):
-            raise UnsupportedMedia(f"the content type must be application/json, {FORM} or {MULTIPART}, not '{kind}'")
         body = await request.read()
-        if not body:
-            return {}
-        if kind == FORM:
-            return _form_values(body.decode(request.charset or "utf-8"), "body")
-    value = parse_json(body)
+    if kind == MULTIPART:
+        return _gathered(parse_form(body, request.headers.get(hdrs.CONTENT_TYPE, ""), MAX_FIELDS))
+    if kind == FORM:
+        return _form_values(form_text(body, request.charset, "the body"), "body")
+    value = parse_json(body) if body else {}
     if not isinstance(value, dict):
         raise BadRequest("the JSON body must be an object of parameters")
     return value
-
-
-async def _multipart_values(request: web.Request) -> dict[str, object]:
-    try:
-        form = await request.post()
-        pairs: list[tuple[str, str]] = []
-        for name, value in form.items():
-            if isinstance(value, str):
-                pairs.append((name, value))
-            elif isinstance(value, web.FileField):
-                pairs.append((name, value.file.read().decode()))
-            else:
-                pairs.append((name, bytes(value).decode()))
-    except UnicodeDecodeError:
-        raise
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise BadRequest(f"the multipart form is malformed: {_first_line(error)}") from None
-    return _gathered(pairs)
 
 
 def _form_values(text: str, where: str) -> dict[str, object]:
@@ -189,7 +168,7 @@ def _form_values(text: str, where: str) -> dict[str, object]:
     return _gathered(pairs)
 
 
-def _gathered(pairs: list[tuple[str, str]]) -> dict[str, object]:
+def _gathered(pairs: Iterable[tuple[str, str]]) -> dict[str, object]:
     """Return the values by name; a name that comes several times has a list, which is good for lists alone."""
     values: dict[str, object] = {}
     for name, value in pairs:
@@ -210,7 +189,14 @@ def _as_text(name: str, value: object) -> str:
         raise BadRequest(f"'{name}' must be one text, not a list")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(f"'{name}' must be text")
-    return json.dumps(value)
+    return _as_json(name, value)
+
+
+def _as_json(name: str, value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (ValueError, RecursionError):  # 1e999 was read as infinity, which JSON can not say
+        raise BadRequest(f"'{name}' holds a number too great or nesting too deep to be written as JSON") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -399,7 +399,8 @@ class Api:
         async with self._session.request(method, self.base_url + path, **options) as response:
             text = await response.text()
             headers = {name.lower(): value for name, value in response.headers.items()}
-        body = json.loads(text) if headers.get("content-type", "").startswith("application/json") else text
+        is_json = text and headers.get("content-type", "").startswith("application/json")
+        body = json.loads(text) if is_json else text
         return Answer(response.status, headers, body)
 
     async def token(self, uid: str, device: str | None = None, **more: Any) -> Answer:
