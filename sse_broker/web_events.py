@@ -50,6 +50,8 @@ async def open_stream(
             broker.leave(stream)
         else:
             await broker.run(stream, transport, joined, last_id)
+    except ConnectionError:  # the client left while its device joined
+        broker.leave(stream)
     except BaseException:
         broker.leave(stream)
         stream.abort(Reason.DISCONNECT)
