@@ -88,7 +88,8 @@ class Backend(Protocol):
         """Make a device present; a former stream of it, wherever it is, ends as extruded.
 
         `last_id`: the last frame id that the client has; None for no replay. A device that comes under another user
-        loses what was kept for it. Calling it again for the same connection only reads again.
+        gets nothing that was kept for it under the former one; that waits for the former's return. Calling it again for
+        the same connection only reads again.
         Raises: Unauthorized when the device's token was revoked by a kick, Unavailable.
         """
 

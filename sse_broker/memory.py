@@ -26,6 +26,8 @@ from sse_broker.retention import MICROSECONDS, Logs
 from sse_broker.target import Message, Sent, Target
 
 EVERYONE = "everyone"
+# Frames for a device that was not here yet are for whoever comes with it.
+NO_USER = ""
 
 
 class MemoryBackend:
@@ -77,7 +79,7 @@ class MemoryBackend:
         for uid in target.users:
             self._logs.append(("user", uid), frame)
         for device_id in target.devices:
-            self._logs.append(("device", device_id), frame)
+            self._logs.append(("device", device_id, self._owner(device_id)), frame)
         device_ids = self._online(target)
         if device_ids:
             self._give(FrameEnvelope(frame, device_ids))
@@ -113,9 +115,8 @@ class MemoryBackend:
         return Joined(self._last_id, self._page(device, last_id))
 
     def _replace(self, former: Device | None, device: Device) -> None:
-        owner = former.uid if former else self._owners.pop(device.device_id, (device.uid, 0.0))[0]
-        if owner != device.uid:
-            self._logs.drop(("device", device.device_id))
+        self._owners.pop(device.device_id, None)
+        self._logs.rename(("device", device.device_id, NO_USER), ("device", device.device_id, device.uid))
         same_user = former is not None and former.uid == device.uid
         if former is not None:
             self._remove(former, Reason.EXTRUDE, device.device_address, keep_user=same_user)
@@ -137,8 +138,7 @@ class MemoryBackend:
 
     def _remove(self, device: Device, reason: Reason, payload: str, *, keep_user: bool = False) -> None:
         del self._presences[device.device_id]
-        self._owners.pop(device.device_id, None)  # so that the oldest stands in front
-        self._owners[device.device_id] = (device.uid, self._clock())
+        self._own(device.device_id, device.uid)
         devices = self._user_devices[device.uid]
         del devices[device.device_id]
         if not devices:
@@ -146,6 +146,20 @@ class MemoryBackend:
         self._announce(DEVICE_OFFLINE, device, reason, payload)
         if not devices and not keep_user:
             self._announce(USER_OFFLINE, device, reason, payload)
+
+    def _owner(self, device_id: str) -> str:
+        """Return the user for whom frames for a device are kept: under whom it is here or was last."""
+        present = self._presences.get(device_id)
+        if present is not None:
+            return present.device.uid
+        uid, _ = self._owners.get(device_id, (NO_USER, 0))
+        if uid:
+            self._own(device_id, uid)
+        return uid
+
+    def _own(self, device_id: str, uid: str) -> None:
+        self._owners.pop(device_id, None)  # so that the oldest stands in front
+        self._owners[device_id] = (uid, self._clock())
 
     def renew(self, presences: Sequence[Presence]) -> None:
         """See `Backend.renew`."""
@@ -219,4 +233,4 @@ class MemoryBackend:
 
 
 def _log_keys(device: Device) -> tuple[object, ...]:
-    return EVERYONE, ("user", device.uid), ("device", device.device_id)
+    return EVERYONE, ("user", device.uid), ("device", device.device_id, device.uid)

@@ -111,7 +111,7 @@ class RedisBackend:
         for message in messages:
             arguments += [message.event, message.data, *_target_arguments(message.target)]
         numbers = [int(text) for text in (await self._lane.call(PUBLISH, *arguments)).split()]
-        self._known_id = max(self._known_id, *numbers[::2])
+        self._known_id = max([self._known_id, *numbers[::2]])
         return [Sent(number, count) for number, count in zip(numbers[::2], numbers[1::2], strict=True)]
 
     async def replay(self, device: Device, after_id: int) -> Page:

@@ -17,8 +17,9 @@ Names below are what follows the shard's prefix `{sse}:`. The scripts make the s
 | node:INSTANCE | hash | the instance's heartbeat: address, version, start | TTL of two heartbeats |
 | inbox:INSTANCE | stream | envelopes for an instance | read entries trimmed by it, the key when it retires or is cleared |
 | cleared:INSTANCE | string | that it was cleared, should it still live | TTL of a day |
-| log:all, log:u:UID, log:d:DEVICE | stream | frames for replay | TTL `sse.device_frame_cache_expire` |
-| owner:DEVICE | string | the user under whom an offline device was here last | the same TTL |
+| log:all, log:u:UID | stream | frames for replay | TTL `sse.device_frame_cache_expire` |
+| log:d:DEVICE:UID | stream | likewise, for a device while it is a user's; without UID until it first is one's | the same TTL |
+| owner:DEVICE | string | the user under whom an offline device was here last | the same TTL, from its going or the last frame for it |
 | revoked:DIGEST | string | a kicked device's token | TTL until the token expires |
 | done:NONCE | string | the answer to a call, in case it is repeated | TTL of seconds |
 

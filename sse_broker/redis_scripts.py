@@ -73,7 +73,12 @@ local function remove(did, route, when, reason, payload, expire_ms, keep_user)
   end
 end
 
+-- Frames for a device are kept for the user under whom it is here or was last; before the first, for whoever comes.
+local function device_log(did, uid) return P..'log:d:'..did..':'..uid end
+
 local function add(did, value, uid, node)
+  local unclaimed = device_log(did, '')
+  if redis.call('EXISTS', unclaimed) == 1 then redis.call('RENAMENX', unclaimed, device_log(did, uid)) end
   redis.call('HSET', ROUTES, did, value)
   redis.call('SADD', P..'user:'..uid, did)
   redis.call('SADD', P..'held:'..node, did)
@@ -116,7 +121,7 @@ local function read_logs(uid, did, after, count, expire_ms)
   local from = text(after + 1)
   local gap = after < tonumber(redis.call('GET', P..'epoch') or '0') or after < now_us() - expire_ms * 1000
   local pages = {}
-  for i, key in ipairs({P..'log:all', P..'log:u:'..uid, P..'log:d:'..did}) do
+  for i, key in ipairs({P..'log:all', P..'log:u:'..uid, device_log(did, uid)}) do
     local newest = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
     pages[i] = {}
     if newest and tonumber(string.match(newest[1], '^%d+')) > after then
@@ -147,7 +152,7 @@ local nodes
 local plans = {}
 local at = 8
 for i = 1, tonumber(ARGV[7]) do
-  local plan = {event = ARGV[at], data = ARGV[at + 1], logs = {}, nodes = {}}
+  local plan = {event = ARGV[at], data = ARGV[at + 1], logs = {}, owners = {}, nodes = {}}
   local users, devices
   users, at = take(at + 2)
   devices, at = take(at)
@@ -158,9 +163,16 @@ for i = 1, tonumber(ARGV[7]) do
     for _, node in ipairs(nodes) do plan.nodes[node] = {} end
   else
     for _, uid in ipairs(users) do plan.logs[#plan.logs + 1] = P..'log:u:'..uid end
-    for _, did in ipairs(devices) do plan.logs[#plan.logs + 1] = P..'log:d:'..did end
     local routes = {}
     local found = online(users, devices, routes)
+    for _, did in ipairs(devices) do
+      local uid = routes[did] and parse_route(routes[did]).device.uid
+      if not uid then
+        uid = redis.call('GET', P..'owner:'..did)
+        if uid then plan.owners[#plan.owners + 1] = P..'owner:'..did end
+      end
+      plan.logs[#plan.logs + 1] = device_log(did, uid or '')
+    end
     plan.count = #found
     for _, did in ipairs(found) do
       local node = string.match(routes[did], '^%S+')
@@ -190,6 +202,7 @@ for i, plan in ipairs(plans) do
     end
     redis.call('PEXPIRE', key, expire_ms)
   end
+  for _, key in ipairs(plan.owners) do redis.call('PEXPIRE', key, expire_ms) end
   for node, dids in pairs(plan.nodes) do
     redis.call('XADD', P..'inbox:'..node, 'MAXLEN', '~', INBOX_MAX, entry,
       'e', plan.event, 'd', plan.data, 't', table.concat(dids, ' '))
@@ -214,10 +227,8 @@ if redis.call('HEXISTS', NODES, node) == 0 then return {'unregistered'} end
 local route = redis.call('HGET', ROUTES, did)
 local former = route and parse_route(route)
 if not former or former.connection ~= connection then
-  local owner = former and former.device.uid or redis.call('GET', P..'owner:'..did)
   local same_user = former and former.device.uid == uid
   redis.call('EXISTS', P..'user:'..uid)
-  if owner and owner ~= uid then redis.call('DEL', P..'log:d:'..did) end
   if former then
     remove(did, former, when, 'extrude_offline', address, expire_ms, same_user)
     post_end(did, former, 'extrude_offline', address)
@@ -275,7 +286,9 @@ local found = online(users, devices, routes)
 for _, did in ipairs(found) do
   local route = parse_route(routes[did])
   local digest, expires_ms = route.device.token_digest, route.device.token_expires_at * 1000
-  if digest ~= '' then redis.call('SET', P..'revoked:'..digest, '1', 'PXAT', text(expires_ms)) end
+  if digest ~= '' and expires_ms > now_us() / 1000 then
+    redis.call('SET', P..'revoked:'..digest, '1', 'PXAT', text(expires_ms))
+  end
   remove(did, route, ARGV[3], 'kick_offline', ARGV[5], ARGV[4])
   post_end(did, route, 'kick_offline', ARGV[5])
 end

@@ -46,9 +46,10 @@ class Logs:
         if len(log.frames) > self._max_frames:
             log.floor_id = log.frames.popleft().id
 
-    def drop(self, key: Hashable) -> None:
-        """Forget a log."""
-        self._logs.pop(key, None)
+    def rename(self, key: Hashable, new_key: Hashable) -> None:
+        """Have a log under another key, if there is one and the other key is free."""
+        if key in self._logs and new_key not in self._logs:
+            self._logs[new_key] = self._logs.pop(key)
 
     def expire(self, now_id: int) -> None:
         """Forget the logs whose newest frame is too old at `now_id`."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.backends import Servers, Site
 from tests.broker_process import BrokerProcess
 from tests.event_client import EventClient
 from tests.redis_servers import RedisServer
@@ -142,3 +143,35 @@ async def serve_on_redis(redis_server: RedisServer) -> AsyncIterator[Serve]:
         yield lambda *arguments, **options: stack.enter_async_context(
             ServedBroker(*arguments, **{"redis": redis_server} | options)
         )
+
+
+# The kinds of backend over which the contract suite runs; a kind of Redis is named like the fixture of its servers.
+BACKENDS = ("memory", "redis_server")
+SHARED_BACKENDS = BACKENDS[1:]
+
+
+@pytest.fixture(params=BACKENDS)
+def any_servers(request: pytest.FixtureRequest) -> Servers | None:
+    """The servers of each kind of backend in turn; None for the embedded one."""
+    return None if request.param == "memory" else request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+async def site(any_servers: Servers | None) -> AsyncIterator[Site]:
+    """An empty cluster on each kind of backend in turn; at the end its instances are closed."""
+    async with Site(any_servers) as site:
+        yield site
+
+
+@pytest.fixture(params=SHARED_BACKENDS)
+def shared_servers(request: pytest.FixtureRequest) -> Servers:
+    """The servers of each kind of backend that several instances share."""
+    servers: Servers = request.getfixturevalue(request.param)
+    return servers
+
+
+@pytest.fixture
+async def shared_site(shared_servers: Servers) -> AsyncIterator[Site]:
+    """An empty cluster of several instances, on each kind of Redis in turn."""
+    async with Site(shared_servers) as site:
+        yield site

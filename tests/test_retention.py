@@ -87,12 +87,17 @@ def test_a_log_that_was_written_to_again_is_not_expired_with_its_first_frame() -
     assert not logs.read(["b"], 0, 10)
 
 
-def test_a_dropped_log_is_gone() -> None:
-    logs = filled(3, 3)
-    logs.drop("k")
-    logs.drop("never there")
-    assert logs.read(["k"], 0, 10) == []
-    assert len(logs) == 0
+def test_a_log_can_move_to_a_free_key() -> None:
+    logs = filled(3, 4)
+    logs.rename("k", "new")
+    assert logs.read(["k"], NOW, 10) == []
+    assert ids(logs.read(["new"], NOW, 10)) == [2, 3, 4]
+    assert logs.is_gap(["new"], NOW, NOW)
+    logs.append("k", Frame(NOW + 5, "", "x"))
+    logs.rename("k", "new")
+    logs.rename("never there", "other")
+    assert (ids(logs.read(["k"], NOW, 10)), ids(logs.read(["new"], NOW, 10))) == ([5], [2, 3, 4])
+    assert len(logs) == 2
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=60), st.integers(1, 8), st.integers(0, 60))

@@ -1,0 +1,544 @@
+"""The contract of `sse_broker/backend.py`, over every backend, its part about presence: who is here, extrusion, kick,
+leaving, and the messages that announce it (CONTRACT section 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+
+import pytest
+
+from sse_broker.backend import Presence
+from sse_broker.clock import local_text
+from sse_broker.envelope import EndEnvelope
+from sse_broker.errors import Unauthorized
+from sse_broker.presence import Reason, Touch, device_id_of
+from tests.backends import Site
+from tests.waiting import until
+
+# Messages: (channel, device name, uid, reason, payload)
+
+
+async def test_the_first_device_of_a_user_is_announced_with_its_user_and_the_second_alone(site: Site) -> None:
+    node = await site.node()
+    here = node.instance.address
+    await node.join("one", "ann")
+    assert await site.changes() == [
+        ("device_online", "one", "ann", "connected", here),
+        ("user_online", "one", "ann", "device_online", here),
+    ]
+    await node.join("two", "ann")
+    assert await site.changes() == [("device_online", "two", "ann", "connected", here)]
+
+
+async def test_the_last_device_that_goes_takes_its_user_along_with_its_reason(site: Site) -> None:
+    node = await site.node()
+    one, two = await node.join("one", "ann"), await node.join("two", "ann")
+    await site.changes()
+    node.leave(one)
+    assert await site.changes() == [("device_offline", "one", "ann", "disconnect", "")]
+    node.leave(two, Reason.HEARTBEAT_FAIL)
+    assert await site.changes() == [
+        ("device_offline", "two", "ann", "heartbeat_fail", ""),
+        ("user_offline", "two", "ann", "heartbeat_fail", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "payload"),
+    [(Reason.DISCONNECT, ""), (Reason.HEARTBEAT_FAIL, ""), (Reason.INSTANCE_CLOSE, "127.0.0.1:8080")],
+)
+async def test_a_going_is_announced_with_its_reason_and_payload(site: Site, reason: Reason, payload: str) -> None:
+    node = await site.node()
+    device = await node.join("one", "ann")
+    await site.changes()
+    node.leave(device, reason, payload)
+    assert await site.changes() == [
+        ("device_offline", "one", "ann", str(reason), payload),
+        ("user_offline", "one", "ann", str(reason), payload),
+    ]
+
+
+async def test_a_message_has_the_fields_of_the_contract(site: Site) -> None:
+    node = await site.node()
+    device = await node.join("päd", "änn")
+    sooner = local_text(time.time() - 60)
+    (online, _) = await site.messages()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", online["trigger_time"])
+    assert sooner < online.pop("trigger_time") <= local_text(time.time())
+    assert online == {
+        "channel": "sse_topic_device_online",
+        "uid": "änn",
+        "device_id": device.device_id,
+        "device_name": "päd",
+        "reason": "connected",
+        "payload": node.instance.address,
+    }
+
+
+async def test_extrusion_of_the_only_device_of_a_user_says_nothing_of_the_user(site: Site) -> None:
+    node = await site.node()
+    await node.join("one", "ann")
+    await site.changes()
+    await node.join("one", "ann", device_address="198.51.100.7:1234")
+    assert await site.changes() == [
+        ("device_offline", "one", "ann", "extrude_offline", "198.51.100.7:1234"),
+        ("device_online", "one", "ann", "connected", node.instance.address),
+    ]
+
+
+async def test_a_device_that_comes_under_another_user_moves_from_one_to_the_other(site: Site) -> None:
+    node = await site.node()
+    await node.join("one", "ann")
+    await site.changes()
+    await node.join("one", "ben", device_address="198.51.100.7:1234")
+    assert await site.changes() == [
+        ("device_offline", "one", "ann", "extrude_offline", "198.51.100.7:1234"),
+        ("user_offline", "one", "ann", "extrude_offline", "198.51.100.7:1234"),
+        ("device_online", "one", "ben", "connected", node.instance.address),
+        ("user_online", "one", "ben", "device_online", node.instance.address),
+    ]
+    assert await node.backend.user("ann") == []
+    assert [one.device.device_name for one in await node.backend.user("ben")] == ["one"]
+
+
+async def test_a_kick_is_announced_with_its_data(site: Site) -> None:
+    node = await site.node()
+    await node.join("one", "ann")
+    await node.join("two", "ann")
+    await node.join("three", "ben")
+    await site.changes()
+    await node.kick("be\ngone ☃", names=["one"])
+    assert await site.changes() == [("device_offline", "one", "ann", "kick_offline", "be\ngone ☃")]
+    await node.kick("", users=["ann"])
+    assert await site.changes() == [
+        ("device_offline", "two", "ann", "kick_offline", ""),
+        ("user_offline", "two", "ann", "kick_offline", ""),
+    ]
+
+
+async def test_each_device_s_changes_are_announced_in_order_however_many_come_at_once(site: Site) -> None:
+    node = await site.node()
+
+    async def come_and_go(name: str) -> None:
+        for _ in range(8):
+            device = await node.join(name, f"user of {name}")
+            node.leave(device)
+
+    await asyncio.gather(*(come_and_go(f"d{number}") for number in range(6)))
+    changes = await site.changes()
+    for number in range(6):
+        own = [channel for channel, name, *_ in changes if name == f"d{number}"]
+        assert own == ["device_online", "user_online", "device_offline", "user_offline"] * 8
+
+
+async def test_online_is_announced_after_it_is_so_and_offline_after_it_is_not(site: Site) -> None:
+    """Who hears that a device is here can send to it."""
+    node = await site.node()
+    device = await node.join("one", "ann")
+    assert [channel for channel, *_ in await site.changes()] == ["device_online", "user_online"]
+    assert (await node.send(users=["ann"])).count == 1
+    node.leave(device)
+    assert [channel for channel, *_ in await site.changes()] == ["device_offline", "user_offline"]
+    assert (await node.send(users=["ann"])).count == 0
+
+
+# Extrusion
+
+
+async def test_the_old_stream_of_a_device_is_ended_and_the_new_one_is_not(site: Site) -> None:
+    node = await site.node()
+    old = await node.join("one", "ann")
+    new = await node.join("one", "ann", device_address="198.51.100.7:1234")
+    await site.heard_all()
+    assert node.ends == [EndEnvelope(old.device_id, old.connection_id, Reason.EXTRUDE, "198.51.100.7:1234")]
+    assert node.devices() == [new]
+    presence = await node.backend.device(new.device_id)
+    assert presence is not None
+    assert presence.device == new
+
+
+async def test_a_device_that_comes_again_and_again_is_here_once(site: Site) -> None:
+    node = await site.node()
+    devices = await asyncio.gather(*(node.join("one", "ann") for _ in range(10)))
+    await site.heard_all()
+    assert await node.backend.counts() == (1, 1)
+    assert (await node.send(users=["ann"])).count == 1
+    presence = await node.backend.device(device_id_of("one"))
+    assert presence is not None
+    ended = [end.connection_id for end in node.ends]
+    assert sorted([*ended, presence.device.connection_id]) == sorted(device.connection_id for device in devices)
+
+
+async def test_the_end_of_an_old_stream_leaves_its_successor_alone(site: Site) -> None:
+    node = await site.node()
+    old = await node.join("one", "ann")
+    new = await node.join("one", "ann")
+    await site.changes()
+    node.leave(old)
+    node.leave(old, Reason.HEARTBEAT_FAIL)
+    assert await site.changes() == []
+    presence = await node.backend.device(new.device_id)
+    assert presence is not None
+    assert presence.device == new
+    assert (await node.send(names=["one"])).count == 1
+
+
+async def test_leaving_twice_is_leaving_once(site: Site) -> None:
+    node = await site.node()
+    device = await node.join("one", "ann")
+    await site.changes()
+    node.leave(device)
+    node.leave(device)
+    assert [channel for channel, *_ in await site.changes()] == ["device_offline", "user_offline"]
+    assert await node.backend.counts() == (0, 0)
+
+
+async def test_leaving_without_having_come_is_nothing(site: Site) -> None:
+    node = await site.node()
+    node.leave(node.device("one", "ann"))
+    assert await site.changes() == []
+    assert await node.backend.counts() == (0, 0)
+
+
+async def test_a_join_behind_a_leave_finds_it_carried_out(site: Site) -> None:
+    node = await site.node()
+    device = await node.join("one", "ann")
+    node.leave(device)
+    await node.join("one", "ann")
+    assert [(channel, reason) for channel, _, _, reason, _ in await site.changes()] == [
+        ("device_online", "connected"),
+        ("user_online", "device_online"),
+        ("device_offline", "disconnect"),
+        ("user_offline", "disconnect"),
+        ("device_online", "connected"),
+        ("user_online", "device_online"),
+    ]
+
+
+# Kick
+
+
+async def test_a_kick_ends_streams_and_says_how_many(site: Site) -> None:
+    node = await site.node()
+    devices = [await node.join("one", "ann"), await node.join("two", "ann"), await node.join("three", "ben")]
+    await node.join("stays", "cat")
+    assert await node.kick("bye", users=["ann", "nobody"], names=["one", "three", "nothing"]) == 3
+    await site.heard_all()
+    assert sorted(node.ends, key=lambda end: end.connection_id) == sorted(
+        (EndEnvelope(device.device_id, device.connection_id, Reason.KICK, "bye") for device in devices),
+        key=lambda end: end.connection_id,
+    )
+    assert await node.backend.counts() == (1, 1)
+
+
+async def test_a_kick_of_nobody_counts_0(site: Site) -> None:
+    node = await site.node()
+    device = await node.join("one", "ann")
+    node.leave(device)
+    assert await node.kick(users=["ann"], names=["one", "nothing"]) == 0
+    assert node.ends == []
+
+
+async def test_a_second_kick_finds_nobody(site: Site) -> None:
+    node = await site.node()
+    await node.join("one", "ann")
+    assert await node.kick(users=["ann"]) == 1
+    assert await node.kick(users=["ann"]) == 0
+
+
+async def test_the_token_of_a_kicked_device_is_refused_and_another_is_not(site: Site) -> None:
+    node = await site.node()
+    until_then = {"token_expires_at": time.time() + 600}
+    await node.join("one", "ann", token_digest="first", **until_then)
+    await node.kick(names=["one"])
+    with pytest.raises(Unauthorized, match="kicked"):
+        await node.join("one", "ann", token_digest="first", **until_then)
+    with pytest.raises(Unauthorized):
+        await node.join("another device", "ann", token_digest="first", **until_then)
+    assert await node.backend.counts() == (0, 0)
+    await node.join("one", "ann", token_digest="second", **until_then)
+    assert await node.backend.counts() == (1, 1)
+
+
+async def test_a_refused_join_changes_and_announces_nothing(site: Site) -> None:
+    node = await site.node()
+    until_then = {"token_expires_at": time.time() + 600}
+    await node.join("one", "ann", token_digest="first", **until_then)
+    await node.kick(names=["one"])
+    here = await node.join("one", "ann", token_digest="second", **until_then)
+    await site.changes()
+    with pytest.raises(Unauthorized):
+        await node.join("one", "ann", token_digest="first", **until_then)
+    assert await site.changes() == []
+    presence = await node.backend.device(here.device_id)
+    assert presence is not None
+    assert presence.device == here
+
+
+async def test_the_token_of_a_device_that_was_not_online_stays_good(site: Site) -> None:
+    node = await site.node()
+    until_then = {"token_expires_at": time.time() + 600}
+    device = await node.join("one", "ann", token_digest="first", **until_then)
+    node.leave(device)
+    assert await node.kick(names=["one"]) == 0
+    await node.join("one", "ann", token_digest="first", **until_then)
+
+
+async def test_a_token_is_remembered_no_longer_than_it_is_good(site: Site) -> None:
+    node = await site.node()
+    expires_at = time.time() + 1.5
+    await node.join("one", "ann", token_digest="first", token_expires_at=expires_at)
+    await node.kick(names=["one"])
+    with pytest.raises(Unauthorized):
+        await node.join("one", "ann", token_digest="first", token_expires_at=expires_at)
+
+    if site.servers is None:
+        site.clock.offset_seconds = 2.6
+
+    async def good_again() -> bool:
+        try:
+            await node.join("one", "ann", token_digest="first", token_expires_at=expires_at)
+        except Unauthorized:
+            return False
+        return True
+
+    await until(good_again, seconds=6, what="the end of the revocation", pause_seconds=0.1)
+    assert time.time() + site.clock.offset_seconds >= expires_at
+
+
+@pytest.mark.parametrize("expires_at", [0, 1.0])
+async def test_devices_of_tokens_without_or_past_their_time_can_be_kicked(site: Site, expires_at: float) -> None:
+    node = await site.node()
+    await node.join("one", "ann", token_digest="first", token_expires_at=expires_at)
+    await node.join("two", "ann")
+    assert await node.kick(users=["ann"]) == 2
+    await node.join("two", "ann")
+
+
+# Change of user on a device
+
+
+async def test_a_device_under_another_user_gets_nothing_that_was_kept_under_the_former(site: Site) -> None:
+    node = await site.node()
+    start = (await node.send("start")).id
+    device = await node.join("pad", "ann")
+    await node.send("for the device", names=["pad"])
+    node.leave(device)
+    await node.send("for the device, away", names=["pad"])
+    await node.send("for the user", users=["ann"])
+    everyone = await node.send("for everyone")
+    ben = node.device("pad", "ben")
+    frames, _ = await node.replay(ben, start, (await node.open(ben, start)).page)
+    assert [frame.id for frame in frames] == [everyone.id]
+    mine = await node.send("for ben's device", names=["pad"])
+    frames, _ = await node.replay(ben, start)
+    assert [frame.id for frame in frames] == [everyone.id, mine.id]
+
+
+async def test_a_device_that_moves_while_it_is_online_gets_nothing_of_the_former_user_either(site: Site) -> None:
+    node = await site.node()
+    start = (await node.send("start")).id
+    await node.join("pad", "ann")
+    await node.send("for ann's device", names=["pad"])
+    ben = node.device("pad", "ben")
+    frames, _ = await node.replay(ben, start, (await node.open(ben, start)).page)
+    assert frames == []
+
+
+async def test_the_former_user_who_returns_to_a_device_is_told_of_a_loss_or_has_none(site: Site) -> None:
+    node = await site.node()
+    start = (await node.send("start")).id
+    device = await node.join("pad", "ann")
+    node.leave(device)
+    kept = await node.send("for ann's device", names=["pad"])
+    node.leave(await node.join("pad", "ben"))
+    ann = node.device("pad", "ann")
+    frames, gap = await node.replay(ann, start, (await node.open(ann, start)).page)
+    assert gap or [frame.id for frame in frames] == [kept.id]
+
+
+async def test_what_came_before_a_device_had_a_user_is_for_its_first(site: Site) -> None:
+    node = await site.node()
+    start = (await node.send("start")).id
+    early = await node.send("for whoever comes", names=["pad"])
+    joined = await node.open(node.device("pad", "ann"), start)
+    assert [frame.id for frame in joined.page.frames] == [early.id]
+    joined = await node.open(node.device("pad", "ben"), start)
+    assert joined.page.frames == ()
+
+
+async def test_the_same_user_on_a_device_keeps_what_was_sent_to_it(site: Site) -> None:
+    node = await site.node()
+    start = (await node.send("start")).id
+    device = await node.join("pad", "ann")
+    node.leave(device)
+    kept = await node.send("for the device", names=["pad"])
+    joined = await node.open(node.device("pad", "ann"), start)
+    assert [frame.id for frame in joined.page.frames] == [kept.id]
+
+
+async def test_who_a_device_belonged_to_is_remembered_as_long_as_what_was_kept_for_it(site: Site) -> None:
+    """Else what came for a device that is long away would go to whoever takes it next."""
+    await site.begin_long_ago()
+    node = await site.node(expire_seconds=2)
+    site.catch_up_with_the_present()
+    node.leave(await node.join("pad", "ann"))
+    assert await node.backend.counts() == (0, 0)
+    if site.servers is None:
+        site.clock.offset_seconds = 1.5
+    else:
+        await until(lambda: _left_ms(site, "pad", 800), what="most of the time since it left")
+    last_id = (await node.send("seen")).id
+    await node.send("for ann's device", names=["pad"])
+    if site.servers is None:
+        site.clock.offset_seconds = 2.8
+    else:
+        await until(lambda: _left_ms(site, "pad", 1000), what="the rest of it")
+    ben = node.device("pad", "ben")
+    frames, _ = await node.replay(ben, last_id, (await node.open(ben, last_id)).page)
+    assert "for ann's device" not in [frame.data for frame in frames]
+
+
+async def _left_ms(site: Site, name: str, ms: int) -> bool:
+    """Tell whether every key that is kept for a device lives for less than this."""
+    keys = [key async for key in site.raw.scan_iter(f"*{device_id_of(name)}*")]
+    return all([await site.raw.pttl(key) < ms for key in keys])
+
+
+# What is known
+
+
+async def test_a_device_is_known_with_all_that_it_came_with(site: Site) -> None:
+    node = await site.node()
+    device = await node.join(
+        "one", "ann", token_digest="digest", token_expires_at=time.time() + 60.5, login_time=1_700_000_000.25
+    )
+    presence = await node.backend.device(device.device_id)
+    assert presence == Presence(device, Touch(1_700_000_000.25, 0))
+
+
+async def test_a_device_that_is_not_online_is_none(site: Site) -> None:
+    node = await site.node()
+    assert await node.backend.device(device_id_of("one")) is None
+    node.leave(await node.join("one", "ann"))
+    assert await node.backend.device(device_id_of("one")) is None
+
+
+async def test_a_user_s_devices_come_oldest_login_first(site: Site) -> None:
+    node = await site.node()
+    now = time.time()
+    for number in range(8):
+        await node.join(f"d{number}", "ann", login_time=now + number)
+    await node.join("other", "ben")
+    assert [one.device.device_name for one in await node.backend.user("ann")] == [f"d{number}" for number in range(8)]
+    await node.join("d0", "ann", login_time=now + 100)
+    assert [one.device.device_name for one in await node.backend.user("ann")][-1] == "d0"
+    assert await node.backend.user("nobody") == []
+
+
+async def test_counts_are_of_distinct_users_and_devices(site: Site) -> None:
+    node = await site.node()
+    assert await node.backend.counts() == (0, 0)
+    one = await node.join("one", "ann")
+    await node.join("two", "ann")
+    await node.join("three", "ben")
+    assert await node.backend.counts() == (2, 3)
+    node.leave(one)
+    assert await node.backend.counts() == (2, 2)
+
+
+async def test_an_instance_is_listed_with_its_number_of_devices(site: Site) -> None:
+    node = await site.node()
+    await node.join("one", "ann")
+    await node.join("two", "ben")
+    (found,) = await node.backend.instances()
+    assert (found.id, found.address, found.version, found.start_time, found.device_count) == (
+        node.instance.id,
+        node.instance.address,
+        node.instance.version,
+        node.instance.start_time,
+        2,
+    )
+
+
+# Renewal
+
+
+async def test_a_renewal_is_seen_in_what_is_known(site: Site) -> None:
+    node = await site.node()
+    device = await node.join("one", "ann")
+    touch = Touch(device.login_time + 42.5, 2**53 - 1)
+    node.backend.renew([Presence(device, touch)])
+
+    async def known() -> bool:
+        found = await node.backend.device(device.device_id)
+        return found is not None and found.touch == touch
+
+    await until(known, what="the renewal")
+    (one,) = await node.backend.user("ann")
+    assert one == Presence(device, touch)
+
+
+async def test_the_renewal_of_an_old_stream_is_not_its_successor_s(site: Site) -> None:
+    node = await site.node()
+    old = await node.join("one", "ann")
+    new = await node.join("one", "ann")
+    bystander = await node.join("two", "ben")
+    node.backend.renew([Presence(old, Touch(1.0, 99)), Presence(bystander, Touch(2.0, 1))])
+
+    async def known() -> bool:
+        found = await node.backend.device(bystander.device_id)
+        return found is not None and found.touch.time == 2.0
+
+    await until(known, what="the renewal beside it")
+    presence = await node.backend.device(new.device_id)
+    assert presence == Presence(new, Touch(new.login_time, 0))
+
+
+async def test_a_renewal_brings_nobody_back(site: Site) -> None:
+    node = await site.node()
+    device = await node.join("one", "ann")
+    bystander = await node.join("two", "ben")
+    node.leave(device)
+    await site.changes()
+    node.backend.renew([Presence(device, Touch(1.0, 1)), Presence(bystander, Touch(2.0, 1))])
+
+    async def known() -> bool:
+        found = await node.backend.device(bystander.device_id)
+        return found is not None and found.touch.time == 2.0
+
+    await until(known, what="the renewal beside it")
+    assert await node.backend.device(device.device_id) is None
+    assert await node.backend.counts() == (1, 1)
+    assert await site.changes() == []
+
+
+async def test_many_renewals_at_once_are_all_made(site: Site) -> None:
+    node = await site.node()
+    devices = [await node.join(f"d{number}", "ann") for number in range(60)]
+    node.backend.renew([Presence(device, Touch(float(at + 1), at)) for at, device in enumerate(devices)])
+
+    async def known() -> bool:
+        found = {one.device.device_id: one.touch for one in await node.backend.user("ann")}
+        return found == {device.device_id: Touch(float(at + 1), at) for at, device in enumerate(devices)}
+
+    await until(known, what="sixty renewals")
+
+
+# The end of an instance
+
+
+async def test_an_instance_that_closes_has_carried_out_its_leaves(site: Site) -> None:
+    node = await site.node()
+    devices = [await node.join(f"d{number}", f"u{number}") for number in range(20)]
+    await site.changes()
+    for device in devices:
+        node.leave(device, Reason.INSTANCE_CLOSE, node.instance.address)
+    await node.close()
+    await until(lambda: len(site._heard) >= 40, what="forty messages")
+    changes = await site.changes()
+    assert len(changes) == 40
+    assert {(reason, payload) for *_, reason, payload in changes} == {("instance_close", node.instance.address)}
