@@ -11,8 +11,8 @@ from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpProcessingError
 from aiohttp.web import BaseRequest, StreamResponse
 
-from sse_broker.client_address import Network, client_address, join_host_port
-from sse_broker.logs import one_line
+from sse_broker.client_address import Headers, Network, client_address, join_host_port
+from sse_broker.log_lines import HotLog, one_line
 
 # A token opens a stream; data is what users tell each other. Neither belongs into a log.
 _MASKED = frozenset({"token", "data"})
@@ -35,16 +35,21 @@ class AccessLogger(AbstractAccessLogger):
 
     def log(self, request: BaseRequest, response: StreamResponse, time: float) -> None:
         """Log one request that took `time` seconds."""
-        self.logger.info(
-            '%s "%s %s HTTP/%d.%d" %d %d %.6f',
-            self._client(request),
-            request.method,
-            masked(request.raw_path),
-            request.version.major,
-            request.version.minor,
+        self.line(
+            request.remote,
+            request.headers,
+            f"{request.method} {masked(request.raw_path)} HTTP/{request.version.major}.{request.version.minor}",
             response.status,
             response.body_length,
             time,
+        )
+
+    def line(
+        self, remote: str | None, headers: Headers, request_line: str, status: int, sent_bytes: int, seconds: float
+    ) -> None:
+        """Log one request; `remote` is the peer's address, the path in the request line is masked."""
+        HotLog(self.logger).info(
+            '%s "%s" %d %d %.6f', self._client(remote, headers), request_line, status, sent_bytes, seconds
         )
 
     @property
@@ -52,12 +57,12 @@ class AccessLogger(AbstractAccessLogger):
         """Whether anybody listens; aiohttp asks once per connection."""
         return self.logger.isEnabledFor(logging.INFO) and self.logger.hasHandlers()
 
-    def _client(self, request: BaseRequest) -> str:
+    def _client(self, remote: str | None, headers: Headers) -> str:
         # The peer's address alone: where the stream has ended, aiohttp has forgotten the port.
-        remote = (request.remote or "-").removeprefix("::ffff:")
+        remote = (remote or "-").removeprefix("::ffff:")
         if not self.trusted:
             return remote
-        address = client_address((remote, 0), request.headers, self.trusted)
+        address = client_address((remote, 0), headers, self.trusted)
         return remote if address == join_host_port(remote, 0) else address
 
 

@@ -14,6 +14,7 @@ from sse_broker.delivery import Delivery
 from sse_broker.envelope import Envelope, FrameEnvelope
 from sse_broker.errors import Unavailable
 from sse_broker.heartbeats import Heartbeats
+from sse_broker.log_lines import HotLog
 from sse_broker.presence import Device, Instance, Reason, Touch, device_id_of
 from sse_broker.registry import Registry
 from sse_broker.stream import Stream, Transport
@@ -22,6 +23,7 @@ from sse_broker.tokens import Claims
 from sse_broker.version import VERSION
 
 log = logging.getLogger(__name__)
+stream_log = HotLog(log)
 
 # Streams that read from the logs at the same time after envelopes were missed.
 CATCH_UP_STREAMS = 32
@@ -125,7 +127,7 @@ class Broker:
     async def run(self, stream: Stream, transport: Transport, joined: Joined, last_id: int | None) -> None:
         """Open a joined stream on its transport: say so, replay, go live. Return when it is live or over."""
         device = stream.device
-        log.info("stream open: user %s, device %s, %s", device.uid, device.device_name, device.device_address)
+        stream_log.info("stream open: user %s, device %s, %s", device.uid, device.device_name, device.device_address)
         stream.begin(last_id, joined.id)
         stream.attach(transport, system_events.connected(device.device_address), self._lost)
         self._heartbeats.add(stream)
@@ -144,7 +146,7 @@ class Broker:
         self.leave(stream, reason)
         if stream.failure is not None:
             log.warning("a stream could not be written to: %s", stream.failure)
-        log.info("stream closed: user %s, device %s, %s", stream.device.uid, stream.device.device_name, reason)
+        stream_log.info("stream closed: user %s, device %s, %s", stream.device.uid, stream.device.device_name, reason)
 
     async def _replay(self, stream: Stream, page: Page) -> None:
         """Write pages until none is left, as fast as the client reads."""

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from sse_broker import config
 from sse_broker.errors import BrokerError, ConfigError
-from sse_broker.logs import one_line
+from sse_broker.log_lines import one_line
 from sse_broker.version import VERSION
 
 PROGRAM = "sse-broker"

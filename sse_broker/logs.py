@@ -1,27 +1,22 @@
 """Logs: the broker log, the error log and the access log, each in a file or on a standard stream.
 
-Owns the handlers that this program adds to Python's logging and nothing else there. Must not know what is logged; only
-that one record is one line, whatever a client put into it.
+Owns the handlers that this program adds to Python's logging and nothing else there. Must not know what is logged, nor how
+lines are written.
 """
 
 import io
 import logging
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from sse_broker.config import ServerConfig
 from sse_broker.errors import ConfigError
+from sse_broker.log_lines import ACCESS_LINE, LINE, LineHandler, one_line, open_file
 
 BROKER_LOGGER = "sse_broker"
 ACCESS_LOGGER = "aiohttp.access"
-
-_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_ACCESS_LINE = "%(asctime)s %(message)s"
-
-_log = logging.getLogger(__name__)
 
 
 class LogFiles:
@@ -30,7 +25,7 @@ class LogFiles:
     __slots__ = ("_installed", "_levels")
 
     def __init__(self) -> None:
-        self._installed: list[tuple[logging.Logger, _LogHandler]] = []
+        self._installed: list[tuple[logging.Logger, LineHandler]] = []
         self._levels: list[tuple[logging.Logger, int, bool]] = []
 
     def reopen(self) -> None:
@@ -49,7 +44,7 @@ class LogFiles:
             logger.setLevel(level)
             logger.propagate = propagate
 
-    def _install(self, logger: logging.Logger, handler: "_LogHandler") -> None:
+    def _install(self, logger: logging.Logger, handler: LineHandler) -> None:
         logger.addHandler(handler)
         self._installed.append((logger, handler))
 
@@ -66,9 +61,9 @@ def setup(server: ServerConfig) -> LogFiles:
     Raises: ConfigError for a file that can not be opened; nothing has changed then.
     """
     error, broker, access = _opened_all(
-        ("server.error_log_path", server.error_log_path, sys.stderr, _LINE),
-        ("server.broker_log_path", server.broker_log_path, sys.stdout, _LINE),
-        ("server.access_log_path", server.access_log_path, sys.stdout, _ACCESS_LINE),
+        ("server.error_log_path", server.error_log_path, sys.stderr, LINE),
+        ("server.broker_log_path", server.broker_log_path, sys.stdout, LINE),
+        ("server.access_log_path", server.access_log_path, sys.stdout, ACCESS_LINE),
     )
     files = LogFiles()
     files._adjust(logging.getLogger(BROKER_LOGGER), logging.INFO)
@@ -77,6 +72,8 @@ def setup(server: ServerConfig) -> LogFiles:
         error.setLevel(logging.WARNING)
         files._install(logging.getLogger(), error)
     if broker:
+        if error:
+            error.ahead = broker
         if error and _same_place(server.broker_log_path, server.error_log_path):
             broker.addFilter(_below_warning)
         files._install(logging.getLogger(BROKER_LOGGER), broker)
@@ -85,63 +82,8 @@ def setup(server: ServerConfig) -> LogFiles:
     return files
 
 
-def one_line(text: str) -> str:
-    r"""Return the text with line breaks, control characters and half surrogate pairs written as escapes (\n, \x00)."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-class _LineFormatter(logging.Formatter):
-    """Keep a record in one line: a device's name with a line break in it must not forge a second one. Tracebacks follow
-    in lines of their own."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return one_line(super().formatMessage(record))
-
-
-class _LogHandler(logging.StreamHandler[TextIO]):
-    """Write lines to a stream, or to a file that can be opened anew."""
-
-    def __init__(self, stream: TextIO, path: Path | None, line: str) -> None:
-        super().__init__(stream)
-        self._path = path
-        self._complained = False
-        self.setFormatter(_LineFormatter(line))
-
-    def reopen(self) -> None:
-        if self._path is None:
-            return
-        try:
-            fresh = _open_file(self._path)
-        except OSError as error:
-            _log.warning("log file %s can not be opened again, the old one stays: %s", self._path, error.strerror)
-            return
-        former = self.setStream(fresh)
-        self._complained = False
-        if former is not None:
-            with suppress(OSError):
-                former.close()
-
-    def close(self) -> None:
-        super().close()
-        if self._path is not None:
-            with suppress(OSError):
-                self.stream.close()
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Say once that a log can not be written (disk full, reader gone); a broker goes on without its log."""
-        error = sys.exception()
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif not self._complained:
-            self._complained = True
-            with suppress(OSError, AttributeError):
-                sys.stderr.write(f"sse-broker: log {self._path or 'stream'} can not be written: {error.strerror}\n")
-
-
-def _opened_all(*wanted: tuple[str, str, TextIO | None, str]) -> "list[_LogHandler | None]":
-    handlers: list[_LogHandler | None] = []
+def _opened_all(*wanted: tuple[str, str, TextIO | None, str]) -> list[LineHandler | None]:
+    handlers: list[LineHandler | None] = []
     try:
         for key, path, stream, line in wanted:
             handlers.append(_opened(key, path, stream, line))
@@ -152,13 +94,13 @@ def _opened_all(*wanted: tuple[str, str, TextIO | None, str]) -> "list[_LogHandl
     return handlers
 
 
-def _opened(key: str, path: str, stream: TextIO | None, line: str) -> _LogHandler | None:
+def _opened(key: str, path: str, stream: TextIO | None, line: str) -> LineHandler | None:
     """Return a handler for a path or else the stream, None where nobody would ever read (/dev/null, no console)."""
     if path in (os.devnull, "/dev/null") or (not path and stream is None):
         return None
     if path:
         try:
-            return _LogHandler(_open_file(Path(path)), Path(path), line)
+            return LineHandler(open_file(Path(path)), Path(path), line)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(f"{key}: {one_line(path)} can not be opened for writing: {why}") from error
@@ -166,12 +108,7 @@ def _opened(key: str, path: str, stream: TextIO | None, line: str) -> _LogHandle
     if isinstance(stream, io.TextIOWrapper):
         # A console of Windows, or a pipe under LANG=C, has no character for everything.
         stream.reconfigure(errors="backslashreplace")
-    return _LogHandler(stream, None, line)
-
-
-def _open_file(path: Path) -> TextIO:
-    # "a" so that several workers, and logrotate's copytruncate, can share a file: each line goes to its end at once.
-    return path.open("a", encoding="utf-8", errors="backslashreplace")
+    return LineHandler(stream, None, line)
 
 
 def _same_place(broker_path: str, error_path: str) -> bool:

@@ -223,7 +223,9 @@ async def test_no_token_and_no_data_in_any_log() -> None:
             assert (await client.next_frame()).data == "sesame"
         assert token.split(".")[2] not in broker.stderr_text()
         assert "sesame" not in broker.stderr_text()
-        assert re.search(r'"GET /events\S* HTTP/1.1" 200', broker.stderr_text())
+        await until(
+            lambda: re.search(r'"GET /events\S* HTTP/1.1" 200', broker.stderr_text()), what="the access log's line"
+        )
 
 
 def test_a_reader_of_the_output_that_leaves_does_not_change_the_end() -> None:

@@ -19,7 +19,7 @@ DESIGN = ROOT / "docs" / "design.md"
 
 # From the bottom up. A module may import those of the lines above its own, and none of its own line: so there is no cycle.
 LAYERS = (
-    ("version", "errors", "clock", "redis_keys", "redis_scripts", "windows_console"),
+    ("version", "errors", "log_lines", "clock", "redis_keys", "redis_scripts", "windows_console"),
     ("frame", "presence", "client_address", "config_checks", "tokens", "web_multipart"),
     ("target", "envelope", "system_events", "retention", "stream", "config_source", "listener", "web_params"),
     ("backend", "registry", "config", "cluster"),

@@ -13,7 +13,9 @@ import pytest
 
 from sse_broker.config import ServerConfig
 from sse_broker.errors import ConfigError
-from sse_broker.logs import LogFiles, one_line, setup
+from sse_broker.log_lines import MAX_WAITING_LINES, HotLog, one_line
+from sse_broker.logs import LogFiles, setup
+from tests.waiting import until
 
 BROKER = logging.getLogger("sse_broker.something")
 ACCESS = logging.getLogger("aiohttp.access")
@@ -238,3 +240,58 @@ def test_a_program_without_a_console_runs_without_it(start: Setup, monkeypatch: 
 
 def test_one_line_escapes_only_what_needs_it() -> None:
     assert one_line("a\tb\nc\\d é") == "a\\tb\\nc\\d é"
+
+
+async def test_lines_wait_for_others_and_share_a_write(start: Setup, tmp_path: Path) -> None:
+    start(broker=tmp_path / "broker")
+    for number in range(MAX_WAITING_LINES - 1):
+        BROKER.info("%d", number)
+    assert (tmp_path / "broker").read_text() == ""
+    await until(lambda: messages((tmp_path / "broker").read_text()), what="the lines")
+    assert len(messages((tmp_path / "broker").read_text())) == MAX_WAITING_LINES - 1
+    for number in range(MAX_WAITING_LINES):
+        BROKER.info("%d", number)
+    assert len(messages((tmp_path / "broker").read_text())) == 2 * MAX_WAITING_LINES - 1
+
+
+@pytest.mark.parametrize("error", ["error", "broker"])
+async def test_an_error_does_not_wait_and_stands_behind_what_waits(start: Setup, tmp_path: Path, error: str) -> None:
+    start(broker=tmp_path / "broker", error=tmp_path / error)
+    BROKER.info("before")
+    LIBRARY.error("failure")
+    assert messages((tmp_path / "broker").read_text())[0] == "INFO sse_broker.something: before"
+    assert messages((tmp_path / error).read_text())[-1] == "ERROR asyncio: failure"
+
+
+async def test_what_waits_is_written_at_the_end_and_on_reopening(start: Setup, tmp_path: Path) -> None:
+    files = start(broker=tmp_path / "broker")
+    BROKER.info("first")
+    files.reopen()
+    assert len(messages((tmp_path / "broker").read_text())) == 1
+    BROKER.info("second")
+    files.close()
+    assert len(messages((tmp_path / "broker").read_text())) == 2
+
+
+def test_the_short_way_writes_what_the_long_one_does(start: Setup, tmp_path: Path) -> None:
+    start(broker=tmp_path / "broker")
+    for log in (BROKER, HotLog(BROKER)):
+        log.info("user %s\n, %d", "ann", 5)
+        logging.disable()
+        log.info("not this")
+        logging.disable(logging.NOTSET)
+    first, second = (tmp_path / "broker").read_text().splitlines()
+    assert first.split(" ", 2)[2] == second.split(" ", 2)[2] == "INFO sse_broker.something: user ann\\n, 5"
+    assert len(first) == len(second)
+
+
+def test_the_short_way_reaches_other_handlers_too(
+    start: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(broker=tmp_path / "broker")
+    with caplog.at_level(logging.INFO):
+        HotLog(BROKER).info("user %s", "ann")
+    assert [(record.message, record.funcName) for record in caplog.records] == [
+        ("user ann", "test_the_short_way_reaches_other_handlers_too")
+    ]
+    assert messages((tmp_path / "broker").read_text()) == ["INFO sse_broker.something: user ann"]
