@@ -63,16 +63,18 @@ class Broker:
         for stream in streams:
             self.registry.remove(stream)
             self.backend.leave(stream.device, Reason.INSTANCE_CLOSE, address)
-        for start in range(0, len(streams), 250):
-            for stream in streams[start : start + 250]:
-                stream.end(system_events.end(Reason.INSTANCE_CLOSE, address), Reason.INSTANCE_CLOSE)
-            await asyncio.sleep(0)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not all(stream.gone for stream in streams):
-            await asyncio.sleep(0.02)
-        for stream in streams:
-            if not stream.gone:
-                stream.abort(Reason.INSTANCE_CLOSE)
+        try:
+            for start in range(0, len(streams), 250):
+                for stream in streams[start : start + 250]:
+                    stream.end(system_events.end(Reason.INSTANCE_CLOSE, address), Reason.INSTANCE_CLOSE)
+                await asyncio.sleep(0)
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline and not all(stream.gone for stream in streams):
+                await asyncio.sleep(0.02)
+        finally:  # also when nobody wants to wait any longer
+            for stream in streams:
+                if not stream.gone:
+                    stream.abort(Reason.INSTANCE_CLOSE)
 
     async def close(self) -> None:
         """End every task; streams must have been drained."""
