@@ -67,12 +67,18 @@ class Recorder:
     def fault(
         self, *, data: bool = False, messages: bool = False, presence: bool = True, after: float = 0
     ) -> Iterator[None]:
-        """Declare that something is broken on purpose while the block runs, and for `after` seconds more."""
+        """Declare that something is broken on purpose while the block runs.
+
+        For `after` seconds more, what it did to presence and its messages is excused, but no loss of data.
+        """
         start = time.monotonic()
         try:
             yield
         finally:
-            self.faults.append(Fault(start, time.monotonic() + after, data, messages, presence))
+            end = time.monotonic()
+            self.faults.append(Fault(start, end, data, messages, presence))
+            if after:
+                self.faults.append(Fault(end, end + after, False, messages, presence))
 
     async def listen(self, redis: Redis) -> None:
         """Record presence messages from now on; `redis` stays the caller's and must decode text."""
