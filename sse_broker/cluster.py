@@ -29,12 +29,14 @@ ODD_BEATS = 3
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a heartbeat found: whether the instance was known, whether it had been cleared by another, how many devices it
-    is said to hold, and which instances have no heartbeat.
+    """What a heartbeat found: whether the instance was known, whether it had been cleared by another, the first id of the
+    data that is there (another than before when some was lost), how many devices the instance is said to hold, and which
+    instances have no heartbeat.
     """
 
     known: bool
     cleared: bool
+    epoch: int
     device_count: int
     dead: tuple[str, ...]
 
@@ -67,6 +69,7 @@ class Cluster:
         self._beat_seconds = min(BEAT_HEARTBEATS * heartbeat_seconds, MAX_BEAT_SECONDS)
         self._judges_from = 0.0
         self._odd_beats = 0
+        self._epoch = 0
         self._rejoin = False
         self._announce = False
         self._now = asyncio.Event()
@@ -74,7 +77,8 @@ class Cluster:
 
     async def start(self) -> None:
         """Become a member and stay one. Raises: Unavailable."""
-        await self._membership.beat(BEAT_TTL_HEARTBEATS * self._heartbeat_seconds)
+        beat = await self._membership.beat(BEAT_TTL_HEARTBEATS * self._heartbeat_seconds)
+        self._epoch = beat.epoch
         self._task = asyncio.create_task(self._run(), name="cluster")
 
     async def close(self) -> None:
@@ -103,11 +107,13 @@ class Cluster:
     async def _once(self) -> None:
         beat = await self._membership.beat(BEAT_TTL_HEARTBEATS * self._heartbeat_seconds)
         devices = self._membership.local_devices()
-        if not beat.known or beat.cleared:
-            log.warning("the cluster had %s this instance; it joins again", "cleared" if beat.cleared else "forgotten")
+        if beat.cleared or not beat.known or beat.epoch != self._epoch:
+            what = "cleared" if beat.cleared else "lost something of" if beat.known else "forgotten"
+            log.warning("the cluster had %s this instance; it joins again", what)
             # After a clearing the devices were announced as gone; data that was lost announced nothing.
             self._rejoin = True
             self._announce = self._announce or beat.cleared
+            self._epoch = beat.epoch
         if self._rejoin:
             await self._membership.rejoin(devices, announce=self._announce)
             self._rejoin = self._announce = False

@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sse_broker.backend import PAGE_FRAMES, Joined, Page, Presence, Receiver
@@ -116,17 +117,23 @@ class RedisBackend:
 
     async def replay(self, device: Device, after_id: int) -> Page:
         """See `Backend.replay`."""
-        _, gap, logs = await self._lane.call(
-            REPLAY, device.device_id, device.uid, after_id, PAGE_FRAMES, self._expire_ms
-        )
-        return self._page(gap, logs)
+        gap = False
+        while True:
+            _, gap_here, logs = await self._lane.call(
+                REPLAY, device.device_id, device.uid, after_id, PAGE_FRAMES, self._expire_ms
+            )
+            page, after_id = self._page(gap_here, logs)
+            gap = gap or page.gap
+            if page.frames or not page.more:
+                return replace(page, gap=gap)
 
-    def _page(self, gap: int, logs: Sequence[Sequence[Any]]) -> Page:
-        page, damaged = page_of(gap, logs, PAGE_FRAMES)
+    def _page(self, gap: int, logs: Sequence[Sequence[Any]]) -> tuple[Page, int]:
+        """Return a page and the id up to which it has read; it is empty where all that was read is damaged."""
+        page, end_id, damaged = page_of(gap, logs, PAGE_FRAMES)
         if damaged:
             self.damaged += damaged
             log.warning("%d entries of a log are damaged and skipped", damaged)
-        return page
+        return page, end_id
 
     # --- presence ---
 
@@ -148,9 +155,13 @@ class RedisBackend:
                 self._expire_ms,
                 "" if last_id is None else last_id,
                 PAGE_FRAMES,
+                KEEP_MS,
             )
             if reply[0] == b"joined":
-                return Joined(int(reply[1]), self._page(reply[2], reply[3]))
+                page, end_id = self._page(reply[2], reply[3])
+                if page.more and not page.frames:
+                    page = replace(await self.replay(device, end_id), gap=page.gap)
+                return Joined(int(reply[1]), page)
             if reply[0] == b"revoked":
                 raise Unauthorized("the token was revoked when its device was kicked")
             self._cluster.hurry()
@@ -217,10 +228,11 @@ class RedisBackend:
     async def beat(self, ttl_seconds: float) -> Beat:
         """See `Membership.beat`."""
         me = self._me
-        known, cleared, count, dead = await self._lane.call(
-            BEAT, me.id, me.address, me.version, repr(me.start_time), int(ttl_seconds * 1000)
+        known_id = max(self._known_id, self._bus.last_id if self._bus else 0)
+        known, cleared, epoch, count, dead = await self._lane.call(
+            BEAT, me.id, me.address, me.version, repr(me.start_time), int(ttl_seconds * 1000), known_id
         )
-        return Beat(bool(known), bool(cleared), int(count), tuple(one.decode() for one in dead))
+        return Beat(bool(known), bool(cleared), int(epoch), int(count), tuple(one.decode() for one in dead))
 
     async def clear(self, instance_id: str) -> int:
         """See `Membership.clear`."""

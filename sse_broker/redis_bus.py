@@ -38,6 +38,8 @@ class Bus:
         self._key = inbox(instance_id)
         self._receiver = receiver
         self._trimmed_id = 0
+        # As Redis wrote it, since an entry that is none of ours must not be read again and again either.
+        self._last_entry = b"0-0"
         self._task: asyncio.Task[None] | None = None
         self.last_id = 0
         self.damaged = 0
@@ -79,8 +81,7 @@ class Bus:
             commands.append(("XTRIM", self._key, "MINID", "~", self.last_id))
             self._trimmed_id = self.last_id
         block_ms = int(BLOCK_SECONDS * 1000)
-        after = f"{self.last_id}-0"
-        commands.append(("XREAD", "COUNT", BATCH_ENTRIES, "BLOCK", block_ms, "STREAMS", self._key, after))
+        commands.append(("XREAD", "COUNT", BATCH_ENTRIES, "BLOCK", block_ms, "STREAMS", self._key, self._last_entry))
         reply = (await call(connection, commands, BLOCK_SECONDS + GRACE_SECONDS))[-1]
         if isinstance(reply, RedisError):
             raise reply
@@ -99,6 +100,7 @@ class Bus:
         return isinstance(length, int) and length >= INBOX_MAX
 
     def _hand_on(self, entry: Any) -> None:
+        self._last_entry = entry[0]
         try:
             self.last_id = max(self.last_id, entry_id(entry))
             self._receiver.receive(envelope_of(entry))

@@ -4,6 +4,7 @@ damaged or hostile entry is an error for the caller to count, never a broken fra
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from heapq import merge
 from itertools import groupby
@@ -15,6 +16,16 @@ from sse_broker.frame import MAX_ID, Frame, check_data, check_event
 from sse_broker.presence import Device, Reason, device_id_of
 
 Entry = Sequence[object]
+
+_ROUTE_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "uid": str,
+    "device_name": str,
+    "device_address": str,
+    "instance_address": str,
+    "login_time": (int, float),
+    "token_digest": str,
+    "token_expires_at": (int, float),
+}
 
 
 class DamagedEntry(Exception):
@@ -49,15 +60,14 @@ def envelope_of(entry: Entry) -> Envelope:
     return FrameEnvelope(_frame(entry_id(entry), fields), device_ids or None)
 
 
-def page_of(gap: int, logs: Iterable[Sequence[Entry]], page_frames: int) -> tuple[Page, int]:
-    """Merge entries of several logs to one page; return it and how many entries were damaged.
+def page_of(gap: int, logs: Iterable[Sequence[Entry]], page_frames: int) -> tuple[Page, int, int]:
+    """Merge entries of several logs to one page; return it, up to which id it has read, and how many entries were damaged.
 
     A log that gave a full page may have more, so nothing with a greater id than its last belongs to this page.
     """
     damaged = 0
     parts: list[list[Frame]] = []
-    end = MAX_ID
-    more = False
+    end_id = MAX_ID
     for entries in logs:
         frames: list[Frame] = []
         for entry in entries:
@@ -67,11 +77,12 @@ def page_of(gap: int, logs: Iterable[Sequence[Entry]], page_frames: int) -> tupl
                 damaged += 1
         parts.append(frames)
         if len(entries) >= page_frames:
-            more = True
-            end = min(end, entry_id(entries[-1]))
+            with suppress(DamagedEntry):  # an id that is none of ours: no good one can follow
+                end_id = min(end_id, entry_id(entries[-1]))
     rising = merge(*parts, key=lambda frame: frame.id)
     once = (next(same) for _, same in groupby(rising, key=lambda frame: frame.id))
-    return Page(tuple(frame for frame in once if frame.id <= end), more=more, gap=bool(gap)), damaged
+    frames_read = tuple(frame for frame in once if frame.id <= end_id)
+    return Page(frames_read, more=end_id < MAX_ID, gap=bool(gap)), end_id, damaged
 
 
 def device_json(device: Device) -> str:
@@ -87,13 +98,16 @@ def device_of(route: bytes) -> Device:
     try:
         instance_id, connection_id, text = route.decode().split(" ", 2)
         fields = json.loads(text)
+        for name, kind in _ROUTE_FIELDS.items():
+            if not isinstance(fields[name], kind):
+                raise TypeError(name)
         return Device(
             **fields,
             device_id=device_id_of(fields["device_name"]),
             connection_id=connection_id,
             instance_id=instance_id,
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise DamagedEntry("a route that can not be read") from None
 
 

@@ -26,6 +26,7 @@ _PRELUDE = """
 local P = string.sub(KEYS[1], 1, -3)
 local ROUTES, USERS, NODES = P..'routes', P..'users', P..'nodes'
 local INBOX_MAX = 100000
+local DAY_US = 86400000000
 
 local function text(id) return string.format('%.0f', id) end
 
@@ -34,12 +35,16 @@ local function now_us()
   return t[1] * 1000000 + t[2]
 end
 
--- Greater than every id before, on this server and, by `floor`, on one that a failover left behind.
+-- Greater than every id before. `floor` is the greatest that the caller knows: one above the last given here means that a
+-- failover or a flush took something along, so a new epoch begins, and whoever is behind it is told of a gap. No clock is
+-- wrong by more than a day; what claims so must not use up the ids.
 local function next_id(floor)
-  local last = tonumber(redis.call('GET', P..'id') or '0')
-  local id = math.max(last + 1, now_us(), (tonumber(floor) or 0) + 1)
+  local last, now = tonumber(redis.call('GET', P..'id') or '0'), now_us()
+  local known = tonumber(floor)
+  known = known <= now + DAY_US and math.max(last, known) or last
+  local id = math.max(known + 1, now)
   redis.call('SET', P..'id', text(id))
-  if last == 0 then redis.call('SET', P..'epoch', text(id)) end
+  if last == 0 or known > last then redis.call('SET', P..'epoch', text(id)) end
   return id
 end
 
@@ -48,10 +53,20 @@ local function current_id()
   return last and tonumber(last) or next_id(0)
 end
 
--- A route: instance, connection, JSON of the device.
+-- A route: instance, connection, JSON of the device. One that the broker can not have written is nil, as if it were not there.
 local function parse_route(route)
   local node, connection, json = string.match(route, '^(%S+) (%S+) (.*)$')
-  return {node = node, connection = connection, device = cjson.decode(json)}
+  local good, device = pcall(cjson.decode, json or '')
+  if not good or type(device) ~= 'table' or type(device.uid) ~= 'string' or type(device.token_digest) ~= 'string' then
+    return nil
+  end
+  device.token_expires_at = tonumber(device.token_expires_at) or 0
+  return {node = node, connection = connection, device = device}
+end
+
+local function route_of(did)
+  local route = redis.call('HGET', ROUTES, did)
+  return route and parse_route(route)
 end
 
 local function announce(channel, did, device, when, reason, payload)
@@ -87,17 +102,24 @@ local function add(did, value, uid, node)
 end
 
 local function post_end(did, route, reason, payload)
+  if redis.call('HEXISTS', NODES, route.node) == 0 then return end
   redis.call('XADD', P..'inbox:'..route.node, 'MAXLEN', '~', INBOX_MAX, text(next_id(0))..'-0',
     'k', 'end', 'i', did, 'c', route.connection, 'r', reason, 'p', payload)
 end
 
--- The ids of the online devices among these users and devices, each once; fills `routes` by device id.
+-- The ids of the online devices among these users and devices, each once; fills `routes` by device id. Not parsed yet, but
+-- for the instance, which must be one: an inbox of another would stay for ever.
 local function online(users, devices, routes)
-  local found = {}
+  local found, members = {}, {}
+  local function is_member(node)
+    if members[node] == nil then members[node] = redis.call('HEXISTS', NODES, node) == 1 end
+    return members[node]
+  end
   local function look_up(did)
     if routes[did] then return end
     local route = redis.call('HGET', ROUTES, did)
-    if route then
+    local node = route and string.match(route, '^%S+')
+    if node and is_member(node) then
       routes[did] = route
       found[#found + 1] = did
     end
@@ -126,7 +148,7 @@ local function read_logs(uid, did, after, count, expire_ms)
     pages[i] = {}
     if newest and tonumber(string.match(newest[1], '^%d+')) > after then
       local fields = newest[2]
-      if fields[5] == 't' and tonumber(fields[6]) > after then gap = true end
+      if fields[5] == 't' and (tonumber(fields[6]) or 0) > after then gap = true end
       pages[i] = redis.call('XRANGE', key, from, '+', 'COUNT', count)
     end
   end
@@ -166,7 +188,8 @@ for i = 1, tonumber(ARGV[7]) do
     local routes = {}
     local found = online(users, devices, routes)
     for _, did in ipairs(devices) do
-      local uid = routes[did] and parse_route(routes[did]).device.uid
+      local route = routes[did] and parse_route(routes[did])
+      local uid = route and route.device.uid
       if not uid then
         uid = redis.call('GET', P..'owner:'..did)
         if uid then plan.owners[#plan.owners + 1] = P..'owner:'..did end
@@ -216,7 +239,8 @@ return answer
 )
 
 # ARGV: device id, uid, connection, instance, JSON of the device, its address, its instance's address, token digest,
-# local time, expire_ms, last id or '', page. Returns what happened, then id, gap and pages.
+# local time, expire_ms, last id or '', page, keep_ms. Returns what happened, then id, gap and pages. A call that comes again
+# after its device was taken by another connection only reads: that one is newer, and the end of this one is on the bus.
 JOIN = _script(
     "join",
     """
@@ -224,9 +248,8 @@ local did, uid, connection, node, json = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARG
 local address, instance_address, digest, when, expire_ms = ARGV[6], ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
 if redis.call('EXISTS', P..'revoked:'..digest) == 1 then return {'revoked'} end
 if redis.call('HEXISTS', NODES, node) == 0 then return {'unregistered'} end
-local route = redis.call('HGET', ROUTES, did)
-local former = route and parse_route(route)
-if not former or former.connection ~= connection then
+local former, done_key = route_of(did), P..'done:'..connection
+if (not former or former.connection ~= connection) and redis.call('EXISTS', done_key) == 0 then
   local same_user = former and former.device.uid == uid
   redis.call('EXISTS', P..'user:'..uid)
   if former then
@@ -239,6 +262,7 @@ if not former or former.connection ~= connection then
   if first and not same_user then
     announce('sse_topic_user_online', did, device, when, 'device_online', instance_address)
   end
+  redis.call('SET', done_key, '1', 'PX', ARGV[13])
 end
 local id = current_id()
 if ARGV[11] == '' then return {'joined', text(id), 0, {}} end
@@ -262,8 +286,7 @@ LEAVE = _script(
     "leave",
     """
 for at = 3, #ARGV, 4 do
-  local route = redis.call('HGET', ROUTES, ARGV[at])
-  route = route and parse_route(route)
+  local route = route_of(ARGV[at])
   if route and route.connection == ARGV[at + 1] then
     remove(ARGV[at], route, ARGV[1], ARGV[at + 2], ARGV[at + 3], ARGV[2])
   end
@@ -282,29 +305,35 @@ if done then return tonumber(done) end
 local routes, users, devices, at = {}, nil, nil, nil
 users, at = take(6)
 devices = take(at)
-local found = online(users, devices, routes)
-for _, did in ipairs(found) do
+local kicked = 0
+for _, did in ipairs(online(users, devices, routes)) do
   local route = parse_route(routes[did])
-  local digest, expires_ms = route.device.token_digest, route.device.token_expires_at * 1000
-  if digest ~= '' and expires_ms > now_us() / 1000 then
-    redis.call('SET', P..'revoked:'..digest, '1', 'PXAT', text(expires_ms))
+  if route then
+    kicked = kicked + 1
+    local digest, expires_ms = route.device.token_digest, route.device.token_expires_at * 1000
+    if digest ~= '' and expires_ms > now_us() / 1000 then
+      redis.call('SET', P..'revoked:'..digest, '1', 'PXAT', text(expires_ms))
+    end
+    remove(did, route, ARGV[3], 'kick_offline', ARGV[5], ARGV[4])
+    post_end(did, route, 'kick_offline', ARGV[5])
+  else
+    redis.call('HDEL', ROUTES, did)
   end
-  remove(did, route, ARGV[3], 'kick_offline', ARGV[5], ARGV[4])
-  post_end(did, route, 'kick_offline', ARGV[5])
 end
-redis.call('SET', done_key, #found, 'PX', ARGV[2])
-return #found
+redis.call('SET', done_key, kicked, 'PX', ARGV[2])
+return kicked
 """,
 )
 
-# ARGV: instance, address, version, start time, ttl_ms. Keeps the instance's membership. Returns whether it was known,
-# whether it had been cleared, how many devices it holds, and the instances whose heartbeat is missing.
+# ARGV: instance, address, version, start time, ttl_ms, greatest id known. Keeps the instance's membership. Returns whether it
+# was known, whether it had been cleared, the epoch, how many devices it holds, and the instances whose heartbeat is missing.
 BEAT = _script(
     "beat",
     """
 local node = ARGV[1]
 local known = redis.call('HEXISTS', NODES, node)
 local cleared = redis.call('DEL', P..'cleared:'..node)
+if current_id() < tonumber(ARGV[6]) then next_id(ARGV[6]) end
 redis.call('HSET', NODES, node, ARGV[2])
 redis.call('HSET', P..'node:'..node, 'address', ARGV[2], 'version', ARGV[3], 'start_time', ARGV[4])
 redis.call('PEXPIRE', P..'node:'..node, ARGV[5])
@@ -312,7 +341,7 @@ local dead = {}
 for _, other in ipairs(redis.call('HKEYS', NODES)) do
   if redis.call('EXISTS', P..'node:'..other) == 0 then dead[#dead + 1] = other end
 end
-return {known, cleared, redis.call('SCARD', P..'held:'..node), dead}
+return {known, cleared, redis.call('GET', P..'epoch'), redis.call('SCARD', P..'held:'..node), dead}
 """,
 )
 
@@ -327,12 +356,12 @@ if not address then return {0, 0} end
 redis.call('SET', P..'cleared:'..node, '1', 'EX', 86400)
 local removed = 0
 for _, did in ipairs(redis.call('SRANDMEMBER', P..'held:'..node, ARGV[2])) do
-  local route = redis.call('HGET', ROUTES, did)
-  route = route and parse_route(route)
+  local route = route_of(did)
   if route and route.node == node then
     remove(did, route, ARGV[3], 'instance_clear', address, ARGV[4])
     removed = removed + 1
   else
+    if not route then redis.call('HDEL', ROUTES, did) end
     redis.call('SREM', P..'held:'..node, did)
   end
 end
@@ -353,16 +382,14 @@ REJOIN = _script(
 local node, gone = ARGV[1], {}
 for at = 4, #ARGV, 4 do
   local did, uid, connection, json = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local device = cjson.decode(json)
-  local route = redis.call('HGET', ROUTES, did)
-  local former = route and parse_route(route)
+  local device, former = cjson.decode(json), route_of(did)
   local function refuse(reason, payload)
     for _, value in ipairs({did, connection, reason, payload}) do gone[#gone + 1] = value end
   end
   if redis.call('EXISTS', P..'revoked:'..device.token_digest) == 1 then
     refuse('kick_offline', '')
   elseif former and former.connection ~= connection then
-    refuse('extrude_offline', former.device.device_address)
+    refuse('extrude_offline', tostring(former.device.device_address))
   elseif not former then
     local first = add(did, node..' '..connection..' '..json, uid, node)
     if ARGV[2] == '1' then
@@ -390,16 +417,20 @@ return 1
 """,
 )
 
-# ARGV: instance. Returns the routes that it holds, device id and route in turn.
+# ARGV: instance. Returns the routes that it holds, device id and route in turn; forgets what is damaged or another's.
 HELD = _script(
     "held",
     """
 local found = {}
 for _, did in ipairs(redis.call('SMEMBERS', P..'held:'..ARGV[1])) do
   local route = redis.call('HGET', ROUTES, did)
-  if route then
+  local parsed = route and parse_route(route)
+  if parsed and parsed.node == ARGV[1] then
     found[#found + 1] = did
     found[#found + 1] = route
+  else
+    if not parsed then redis.call('HDEL', ROUTES, did) end
+    redis.call('SREM', P..'held:'..ARGV[1], did)
   end
 end
 return found

@@ -292,6 +292,13 @@ class Site:
         assert isinstance(server, RedisServer)
         self._announcer: Redis = await self._stack.enter_async_context(server.client())
         self.raw: Redis = await self._stack.enter_async_context(server.client(decode_responses=False))
+        await self.resubscribe()
+
+    async def resubscribe(self) -> None:
+        """Listen to presence on a new connection; what was announced while none was there is not heard."""
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
         self._seen_mark = 0
         subscription = self._announcer.pubsub()
         await self._stack.enter_async_context(subscription)
