@@ -48,6 +48,9 @@ def python() -> Path:
         shutil.rmtree(unfinished, ignore_errors=True)
         _unpack_python(unfinished)
         _install_pins(unfinished / "packages")
+        for old in FOLDER.glob("python-*"):
+            if old != unfinished:
+                shutil.rmtree(old)
         unfinished.rename(folder)
     return folder / "python.exe"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import settings
 
 from tests.backends import Servers, Site
 from tests.broker_process import BrokerProcess
+from tests.built import build, end_wine
 from tests.event_client import EventClient
 from tests.redis_servers import RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
@@ -175,3 +177,19 @@ async def shared_site(shared_servers: Servers) -> AsyncIterator[Site]:
     """An empty cluster of several instances, on each kind of Redis in turn."""
     async with Site(shared_servers) as site:
         yield site
+
+
+# What people install. Each takes up to some minutes where nothing is built yet: tests that use one have a longer timeout.
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Path:
+    """The folder with the program for Linux."""
+    return build("bundle")
+
+
+@pytest.fixture(scope="session")
+def exe() -> Iterator[Path]:
+    """The program for Windows."""
+    yield build("exe")
+    end_wine()

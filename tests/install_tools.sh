@@ -2,7 +2,8 @@
 # Install the servers and the browser that the tests drive: Debian packages when root, else say what is missing.
 set -eu
 missing=""
-for pair in redis-server:redis-server chromium:chromium ip:iproute2 openssl:openssl; do
+for pair in redis-server:redis-server chromium:chromium ip:iproute2 openssl:openssl \
+    wine:wine wine:wine64 rpmbuild:rpm rpmlint:rpmlint systemd-analyze:systemd; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 [ -n "$missing" ] || exit 0
