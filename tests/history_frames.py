@@ -11,7 +11,8 @@ The rules, and the races that they leave open:
   data, may be missing.
 - A frame for a device alone is not due once the device was under another user since, and when the device comes under another
   user, one that was accepted before must not be shown.
-- Two streams of one device that overlap: what was not answered before the newer was asked for may be due on the newer alone.
+- Two streams of one device that overlap: what was not answered before the newer was asked for may be due on the newer alone,
+  if the older ends.
 """
 
 from __future__ import annotations
@@ -119,11 +120,14 @@ class Facts:
         return users
 
     def succeeded_at(self, session: Session) -> float:
-        """Return when the device asked for another stream while this one was open, else inf."""
+        """Return when the device asked for another stream while this one was open, if this one ended after that, else inf.
+
+        A stream that stays open although its device asked for another (in vain, or it would have ended) is owed everything.
+        """
         comings = self.comings[session.device]
         place = bisect_right(comings, session.connecting_at, key=itemgetter(0))
         at = comings[place][0] if place < len(comings) else inf
-        return at if at < session.ended_at else inf
+        return at if at < session.ended_at < inf else inf
 
 
 def _judge_ids(facts: Facts) -> Iterator[Finding]:

@@ -172,6 +172,14 @@ def test_a_replaced_stream_need_not_show_what_went_to_its_successor() -> None:
     assert early.kinds() == ["lost"]  # a was answered before there was a successor
 
 
+def test_a_stream_that_stays_open_after_a_vain_attempt_is_owed_everything() -> None:
+    story = three().stream(0, "a")
+    story.history.attempts = [Attempt("d", "u", 1.5)]
+    assert story.kinds() == ["lost", "lost"]
+    story.history.sessions[0].ended_at, story.history.sessions[0].end = 9, End.EXTRUDE
+    assert story.kinds() == []
+
+
 # Frames that must not be there
 
 
