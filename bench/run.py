@@ -60,9 +60,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the broker against a bare C send loop.")
     parser.add_argument("--quick", action="store_true", help="three pairs instead of five, and less in each")
-    parser.add_argument(
-        "--check", action="store_true", help="fail when something is 15 %% worse than in baseline.json"
-    )
+    parser.add_argument("--check", action="store_true", help="fail when something is 15 %% worse than in baseline.json")
     parser.add_argument("--record", action="store_true", help="put the results into baseline.json")
     parser.add_argument(
         "--urgent", action="store_true", help="at a high priority, on a machine that others use too (needs root)"

@@ -28,6 +28,13 @@ def client_address(peer: object, headers: Headers, trusted: Sequence[Network]) -
     return _last_untrusted(hops, trusted) or _plain(real_ips[-1]) or join_host_port(host, port)
 
 
+def client_host(peer: object, headers: Headers, trusted: Sequence[Network]) -> str:
+    """Return the client's address without a port, by which it is limited; as cheap as can be where no proxy is trusted."""
+    if not trusted:
+        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+    return _plain(client_address(peer, headers, trusted))
+
+
 def join_host_port(host: str, port: int) -> str:
     """Return `host:port`, with brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

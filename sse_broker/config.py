@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sse_broker import config_checks as checks
+from sse_broker.api_keys import ApiKey, named_key, plain_key
 from sse_broker.config_checks import BadValue, Network
 from sse_broker.config_source import Settings
 from sse_broker.errors import ConfigError
@@ -75,29 +76,88 @@ class ApiConfig:
     """Who may call `/token`, `/send`, `/info` and `/kick`."""
 
     keys: tuple[str, ...] = field(default=(), repr=False)
+    named_keys: tuple[str, ...] = field(default=(), repr=False)
     allow_anonymous: bool = False
+    # Not a key: both lists, parsed once, each key with the name of the list that holds it.
+    parsed_keys: tuple[tuple[str, ApiKey], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check every value. Raises: ConfigError."""
-        for key in self.keys:
-            checks.check_header_value("api.keys", key)
+        keys = [("api.keys", plain_key(number, secret)) for number, secret in enumerate(self.keys, 1)]
+        try:
+            keys += [("api.named_keys", named_key(text)) for text in self.named_keys]
+        except ValueError as error:
+            raise BadValue(f"api.named_keys {error}", "api.named_keys") from None
+        for name, key in keys:
+            if key.secret or name == "api.keys":  # a hash has no secret to look at
+                checks.check_header_value(name, key.secret)
+        if len({key.digest for _, key in keys}) < len(keys):
+            raise BadValue("api.named_keys holds a key that is already there", "api.named_keys", "api.keys")
+        object.__setattr__(self, "parsed_keys", tuple(keys))
 
 
 @dataclass(frozen=True, slots=True)
 class JwtConfig:
-    """How tokens are signed. `expire` in seconds; `secret` is empty only until `with_random_secret` fills it."""
+    """How tokens are signed and checked. Times in seconds; `secret` is empty only until `with_random_secret` fills it."""
 
     secret: str = field(default="", repr=False)
     previous_secrets: tuple[str, ...] = field(default=(), repr=False)
     expire: float = 30.0
+    public_keys: tuple[str, ...] = ()
+    jwks_url: str = ""
+    jwks_refresh: float = 300.0
+    uid_claim: str = "uid"
+    audience: str = ""
+    issuer: str = ""
+    leeway: float = 0.0
+    require_device: bool = False
+    end_streams: bool = False
+    cookie: str = ""
 
     def __post_init__(self) -> None:
         """Check every value. Raises: ConfigError."""
         checks.check_seconds("jwt.expire", self.expire)
+        checks.check_seconds("jwt.jwks_refresh", self.jwks_refresh)
+        checks.check_range("jwt.leeway", self.leeway, 0, 3600, "seconds")
+        checks.check_key_address("jwt.jwks_url", self.jwks_url)
+        checks.check_cookie_name("jwt.cookie", self.cookie)
+        if not self.uid_claim:
+            raise BadValue("jwt.uid_claim must name a claim", "jwt.uid_claim")
         if not all(self.previous_secrets):
             raise BadValue(
                 "jwt.previous_secrets holds an empty secret, with which anybody can sign", "jwt.previous_secrets"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """What one user, one address, one key may do here. Counts are for one instance; 0 is no limit. Times in seconds."""
+
+    streams_per_user: int = 5_000
+    streams_per_address: int = 5_000
+    opens_per_second: float = 200.0
+    pending_opens: int = 10_000
+    sends_per_second: float = 0.0
+    publisher_sends_per_second: float = 10.0
+    batch_messages: int = 100_000
+    wrong_keys_per_minute: float = 30.0
+    head_seconds: float = 10.0
+    body_seconds: float = 30.0
+    exempt: tuple[str, ...] = ("127.0.0.0/8", "::1")
+    # Not a key: `exempt`, parsed once.
+    exempt_networks: tuple[Network, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check every value. Raises: ConfigError."""
+        for key in ("streams_per_user", "streams_per_address", "pending_opens"):
+            checks.check_range(f"limits.{key}", getattr(self, key), 0, 100_000_000)
+        for key in ("opens_per_second", "sends_per_second", "publisher_sends_per_second", "wrong_keys_per_minute"):
+            checks.check_range(f"limits.{key}", getattr(self, key), 0, 1_000_000_000)
+        checks.check_range("limits.batch_messages", self.batch_messages, 1, 10_000_000)
+        checks.check_seconds("limits.head_seconds", self.head_seconds, zero_allowed=True)
+        checks.check_seconds("limits.body_seconds", self.body_seconds, zero_allowed=True)
+        networks = tuple(checks.parsed_network("limits.exempt", text) for text in self.exempt)
+        object.__setattr__(self, "exempt_networks", networks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +228,7 @@ class Config:
     jwt: JwtConfig = field(default_factory=JwtConfig)
     redis: RedisConfig = field(default_factory=RedisConfig)
     sse: SseConfig = field(default_factory=SseConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def __post_init__(self) -> None:
         """Check what concerns several tables. Raises: ConfigError."""
@@ -208,19 +269,21 @@ class Config:
 
     def _check_api_keys(self) -> None:
         why = f"while server.host is {self.server.host}"
-        if not self.api.keys and not self.api.allow_anonymous:
+        if not self.api.parsed_keys and not self.api.allow_anonymous:
             raise BadValue(
                 f"api.keys is not set: {why} anybody could send and kick; set one "
                 "(for example from: openssl rand -hex 32) or write api.allow_anonymous = true",
                 "api.keys",
                 "server.host",
             )
-        for weakness in filter(None, map(checks.api_key_weakness, self.api.keys)):
-            raise BadValue(
-                f"api.keys {weakness}: {why} it must be random, for example from: openssl rand -hex 32",
-                "api.keys",
-                "server.host",
-            )
+        for name, key in self.api.parsed_keys:
+            weakness = checks.api_key_weakness(key.secret) if key.secret else None
+            if weakness:
+                raise BadValue(
+                    f"{name} {weakness}: {why} it must be random, for example from: openssl rand -hex 32",
+                    name,
+                    "server.host",
+                )
 
 
 def load(

@@ -37,6 +37,7 @@ _PLACEHOLDERS = (
 # 32 random hex digits hold fewer than 8 different ones once in 10 million times; "0123012301230123..." always does.
 _MIN_DIFFERENT_CHARS = 8
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+_COOKIE_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _ORIGIN_PORTS = {"http": 80, "https": 443}
 
 
@@ -126,6 +127,27 @@ def check_origin(key: str, origin: str) -> None:
     as_sent = f"{parts.scheme}://{spelled_host}" + ("" if default_port else f":{port}")
     if origin != as_sent:
         raise BadValue(f"{key} holds {quoted(origin)}, which browsers send as {quoted(as_sent)}; write it so", key)
+
+
+def check_key_address(key: str, url: str) -> None:
+    """Refuse an address of signing keys that anybody on the way could answer for: https, or plain HTTP to this machine."""
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        host = ""
+    if not host or "@" in parts.netloc or parts.scheme not in _ORIGIN_PORTS:
+        raise BadValue(f"{key} must be an address such as https://login.example.com/keys.json, not {quoted(url)}", key)
+    if parts.scheme == "http" and not is_loopback(host):
+        raise BadValue(f"{key} must begin with https://: who answers there decides whose tokens are good", key)
+
+
+def check_cookie_name(key: str, name: str) -> None:
+    """Refuse what can not be a cookie's name (RFC 6265, section 4.1.1)."""
+    if name and not _COOKIE_NAME.fullmatch(name):
+        raise BadValue(f"{key} must be the name of a cookie, not {quoted(name)}", key)
 
 
 def check_header_value(key: str, value: str) -> None:

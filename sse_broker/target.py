@@ -25,6 +25,21 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """Whom somebody may send to: these users (uids) and devices (device ids); with `everyone` also all of them at once."""
+
+    users: frozenset[str] = frozenset()
+    devices: frozenset[str] = frozenset()
+    everyone: bool = False
+
+    def covers(self, target: Target) -> bool:
+        """Tell whether each one of a target may be reached."""
+        if self.everyone:
+            return True
+        return not target.everyone and self.users.issuperset(target.users) and self.devices.issuperset(target.devices)
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """What a back end sends: a frame that has no id yet, and who it is for.
 

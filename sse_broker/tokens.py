@@ -1,4 +1,5 @@
-"""Tokens: mint and verify the JWTs that open event streams, HS256 and nothing else.
+"""Tokens: mint and verify the JWTs that open event streams or send: HS256 with the secrets, and RS256, ES256 and EdDSA with
+public keys, each key for its own algorithm and no other.
 
 Owns the claims, the secrets that are in use and the check of time. Must not know where a token came from (header,
 query, cookie), nor which tokens were revoked: `Claims.digest` is the name under which others remember that.
@@ -20,6 +21,9 @@ from jwt.api_jws import PyJWS
 from jwt.exceptions import InvalidSignatureError, PyJWTError
 
 from sse_broker.errors import BadRequest, BrokerError, ConfigError, Unauthorized
+from sse_broker.presence import device_id_of
+from sse_broker.target import Reach
+from sse_broker.token_keys import PUBLIC_ALGORITHMS, PublicKeys
 
 ALGORITHM = "HS256"
 MAX_TOKEN_CHARS = 8192
@@ -45,6 +49,29 @@ class Claims:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Hold what a verified publisher token says: a name for logs and limits, and whom it may send to."""
+
+    name: str
+    reach: Reach
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """Hold what is asked of a token beyond its signature and its time. An empty text asks nothing."""
+
+    audience: str = ""
+    issuer: str = ""
+    leeway_seconds: float = 0.0
+    require_device: bool = False
+    uid_claim: str = "uid"
+
+
+class UnknownKey(Unauthorized):
+    """A token names a signing key that is not known here, or not yet."""
+
+
 class _PreparedHmac(HMACAlgorithm):
     """HS256 over a key that is bytes already.
 
@@ -66,21 +93,29 @@ class _PreparedHmac(HMACAlgorithm):
 
 
 class Tokens:
-    """Mint tokens with `secret`; verify those made with it or with one of `previous_secrets`.
+    """Mint tokens with `secret`; verify those made with it, with one of `previous_secrets`, or with one of `public_keys`.
 
     `clock` gives the time in seconds since the epoch. Raises: ConfigError for an empty secret, with which anybody could
     mint.
     """
 
-    __slots__ = ("_clock", "_jws", "_keys")
+    __slots__ = ("_clock", "_jws", "_keys", "_public_keys", "_rules")
 
     def __init__(
-        self, secret: str, previous_secrets: Sequence[str] = (), clock: Callable[[], float] = time.time
+        self,
+        secret: str,
+        previous_secrets: Sequence[str] = (),
+        clock: Callable[[], float] = time.time,
+        *,
+        rules: TokenRules = TokenRules(),
+        public_keys: PublicKeys | None = None,
     ) -> None:
         if not secret or not all(previous_secrets):
             raise ConfigError("jwt.secret and each of jwt.previous_secrets must not be empty")
         self._keys = tuple(text.encode() for text in (secret, *previous_secrets))
         self._clock = clock
+        self._rules = rules
+        self._public_keys = PublicKeys() if public_keys is None else public_keys
         self._jws = PyJWS(algorithms=[])
         self._jws.register_algorithm(ALGORITHM, _PreparedHmac(HMACAlgorithm.SHA256))
 
@@ -98,6 +133,12 @@ class Tokens:
         claims: dict[str, Any] = {"uid": _checked_name(uid, "'uid'", BadRequest)}
         if device_name is not None:
             claims["device_name"] = _checked_name(device_name, "'device'", BadRequest)
+        elif self._rules.require_device:
+            raise BadRequest("'device' is missing: tokens here must name their device")
+        if self._rules.issuer:
+            claims["iss"] = self._rules.issuer
+        if self._rules.audience:
+            claims["aud"] = self._rules.audience
         claims["iat"] = round(now, 6)
         claims["exp"] = math.ceil(now + ttl_seconds)
         return self._jws.encode(json.dumps(claims, separators=(",", ":")).encode(), self._keys[0], ALGORITHM)
@@ -107,31 +148,61 @@ class Tokens:
 
         Raises: Unauthorized, saying what is wrong with it.
         """
+        claims, is_ours = self._signed_claims(token)
+        if claims.get("publish") is not None:
+            raise Unauthorized("token is for sending, not for listening")
+        expires_at = self._checked_expiry(claims)
+        self._check_parties(claims)
+        device_name = _device_name(claims)
+        if device_name is None and self._rules.require_device:
+            raise Unauthorized("token names no device, and here it must")
+        return Claims(
+            uid=_checked_name(claims.get("uid" if is_ours else self._rules.uid_claim), "the token's uid", Unauthorized),
+            device_name=device_name,
+            # A revocation is kept until then, so it must not end before the token is refused for its age.
+            expires_at=expires_at + self._rules.leeway_seconds,
+            digest=_digest(token),
+        )
+
+    def verify_publisher(self, token: str) -> Publisher:
+        """Check signature and times of a token for sending, and return whom it may send to.
+
+        Its claim `publish` is an object: lists `uid` and `device`, or `everyone: true`. Raises: Unauthorized.
+        """
+        claims, _ = self._signed_claims(token)
+        if claims.get("publish") is None:
+            raise Unauthorized("token is not for sending: it has no claim 'publish'")
+        self._checked_expiry(claims)
+        self._check_parties(claims)
+        name = claims.get("sub", claims.get("uid"))
+        return Publisher(
+            _digest(token) if name is None else _checked_name(name, "the token's sub", Unauthorized),
+            _reach(claims["publish"]),
+        )
+
+    def _signed_claims(self, token: str) -> tuple[dict[str, Any], bool]:
+        """Return the claims of a token that was signed with a secret or a public key, and whether it was a secret."""
         if not token:
             raise Unauthorized("token is missing")
         if len(token) > MAX_TOKEN_CHARS:
             raise Unauthorized(f"token is longer than {MAX_TOKEN_CHARS} characters")
         if not token.isascii():
             raise Unauthorized("token is malformed: it holds characters that no token has")
-        claims = self._signed_claims(token)
-        return Claims(
-            uid=_checked_name(claims.get("uid"), "the token's uid", Unauthorized),
-            device_name=_device_name(claims),
-            expires_at=self._checked_expiry(claims),
-            digest=_digest(token),
-        )
-
-    def _signed_claims(self, token: str) -> dict[str, Any]:
         signing_input, _, signature = token.encode().rpartition(b".")
         header, _, payload_text = signing_input.partition(b".")
+        is_ours = True
         if header == _USUAL_HEADER:
             self._check_signature(signing_input, signature)
             claims = _parsed_object(_decoded(payload_text))
+        elif self._public_keys and (fields := _parsed_object(_decoded(header)) or {}).get("alg") in PUBLIC_ALGORITHMS:
+            self._check_public_signature(fields, signing_input, signature)
+            claims = _parsed_object(_decoded(payload_text))
+            is_ours = False
         else:
             claims = _parsed_object(self._unusual_payload(token))
         if claims is None:
             raise Unauthorized("token is malformed: its claims are not a JSON object")
-        return claims
+        return claims, is_ours
 
     def _check_signature(self, signing_input: bytes, signature: bytes) -> None:
         # A header that is known byte for byte needs no parser, and a signature needs no decoder: the one right spelling
@@ -141,6 +212,21 @@ class Tokens:
             if hmac.compare_digest(expected, signature):
                 return
         raise Unauthorized("token has a signature that does not match the secret")
+
+    def _check_public_signature(self, header: dict[str, Any], signing_input: bytes, signature: bytes) -> None:
+        """Check a signature by the keys of the algorithm that the header names; whatever else the header offers (an
+        address of keys, a key of its own, a certificate) is not even looked at.
+        """
+        algorithm, key_id = header["alg"], header.get("kid")
+        # RFC 7515, section 4.1.11: an extension that is critical and unknown here is a reason to refuse.
+        if "crit" in header or not (key_id is None or isinstance(key_id, str)):
+            raise Unauthorized("token is malformed: its header holds what is not understood here")
+        candidates = self._public_keys.candidates(algorithm, key_id)
+        if not candidates:
+            raise UnknownKey("token is signed with a key that is not known here")
+        signature_bytes = _decoded(signature)
+        if not any(self._public_keys.verify(key, signing_input, signature_bytes) for key in candidates):
+            raise Unauthorized("token has a signature that does not match the public key")
 
     def _unusual_payload(self, token: str) -> bytes:
         for key in self._keys:
@@ -156,13 +242,22 @@ class Tokens:
         raise Unauthorized("token has a signature that does not match the secret")
 
     def _checked_expiry(self, claims: dict[str, Any]) -> float:
-        now = self._clock()
+        now, leeway = self._clock(), self._rules.leeway_seconds
         expires_at = _checked_time(claims.get("exp"), "exp")
-        if expires_at <= now:
+        if expires_at + leeway <= now:
             raise Unauthorized("token has expired")
-        if claims.get("nbf") is not None and _checked_time(claims["nbf"], "nbf") > now:
+        if claims.get("nbf") is not None and _checked_time(claims["nbf"], "nbf") - leeway > now:
             raise Unauthorized("token is not valid yet")
         return expires_at
+
+    def _check_parties(self, claims: dict[str, Any]) -> None:
+        rules = self._rules
+        if rules.issuer and claims.get("iss") != rules.issuer:
+            raise Unauthorized("token was issued by somebody else than is trusted here")
+        if rules.audience:
+            audience = claims.get("aud")
+            if rules.audience not in (audience if isinstance(audience, list) else [audience]):
+                raise Unauthorized("token is meant for another audience")
 
 
 def _digest(token: str) -> str:
@@ -191,6 +286,22 @@ def _device_name(claims: dict[str, Any]) -> str | None:
     # Minters that always write the claim leave it empty for a token that is not bound.
     name = claims.get("device_name")
     return None if name is None or name == "" else _checked_name(name, "the token's device_name", Unauthorized)
+
+
+def _reach(value: object) -> Reach:
+    """Return what the claim `publish` says. Raises: Unauthorized; what is not understood must not be taken for more."""
+    if not isinstance(value, dict) or not value.keys() <= {"uid", "device", "everyone"}:
+        raise Unauthorized("the token's publish must be an object with uid, device or everyone")
+    lists: dict[str, list[str]] = {}
+    for name in ("uid", "device"):
+        items = value.get(name, [])
+        if not isinstance(items, list):
+            raise Unauthorized(f"the token's publish.{name} must be a list of names")
+        lists[name] = [_checked_name(item, f"each of the token's publish.{name}", Unauthorized) for item in items]
+    everyone = value.get("everyone", False)
+    if not isinstance(everyone, bool):
+        raise Unauthorized("the token's publish.everyone must be true or false")
+    return Reach(frozenset(lists["uid"]), frozenset(map(device_id_of, lists["device"])), everyone)
 
 
 def _checked_time(value: object, name: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,22 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             "tls_key": "",
             "trusted_networks": (),
         },
-        "api": {"keys": (), "allow_anonymous": False},
-        "jwt": {"secret": "", "previous_secrets": (), "expire": 30},
+        "api": {"keys": (), "named_keys": (), "allow_anonymous": False, "parsed_keys": ()},
+        "jwt": {
+            "secret": "",
+            "previous_secrets": (),
+            "expire": 30,
+            "public_keys": (),
+            "jwks_url": "",
+            "jwks_refresh": 300,
+            "uid_claim": "uid",
+            "audience": "",
+            "issuer": "",
+            "leeway": 0,
+            "require_device": False,
+            "end_streams": False,
+            "cookie": "",
+        },
         "redis": {
             "addrs": (),
             "username": "",
@@ -63,6 +78,20 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             "device_frame_cache_size": 100,
             "device_frame_cache_expire": 604800,
             "max_buffer_bytes": 1024 * 1024,
+        },
+        "limits": {
+            "streams_per_user": 5000,
+            "streams_per_address": 5000,
+            "opens_per_second": 200,
+            "pending_opens": 10_000,
+            "sends_per_second": 0,
+            "publisher_sends_per_second": 10,
+            "batch_messages": 100_000,
+            "wrong_keys_per_minute": 30,
+            "head_seconds": 10,
+            "body_seconds": 30,
+            "exempt": ("127.0.0.0/8", "::1"),
+            "exempt_networks": (ip_network("127.0.0.0/8"), ip_network("::1")),
         },
     }
 
@@ -189,6 +218,19 @@ def test_a_weak_api_key_stops_the_start_on_a_reachable_host(file: Path, key: str
     assert loaded(file, f'[api]\nkeys = ["{key}"]').api.keys == (key,)
 
 
+def test_named_keys_are_keys_too(file: Path) -> None:
+    without = EXPOSED.replace(f'keys = ["{API_KEY}"]', "")
+    assert loaded(file, without + f'named_keys = ["shop:send:{API_KEY}"]').api.named_keys == (f"shop:send:{API_KEY}",)
+    assert loaded(file, without + f'named_keys = ["shop:send:sha256:{"ab" * 32}"]').api.keys == ()
+    message = refusal(file, without + 'named_keys = ["shop:send:tiny"]')
+    assert message.startswith(f"{file}: api.named_keys holds a key shorter than 16 characters: ")
+
+
+def test_a_key_that_is_there_twice_is_refused_for_its_scopes_would_be_a_riddle(file: Path) -> None:
+    message = refusal(file, f'[api]\nkeys = ["{API_KEY}"]\nnamed_keys = ["shop:send:{API_KEY}"]')
+    assert message == f"{file}: api.named_keys holds a key that is already there"
+
+
 def test_random_secrets_are_strong_and_made_only_where_none_is_set() -> None:
     first, second = with_random_secret(Config()), with_random_secret(Config())
     assert first.jwt.secret != second.jwt.secret
@@ -200,7 +242,7 @@ def test_random_secrets_are_strong_and_made_only_where_none_is_set() -> None:
 def test_no_secret_shows_in_a_repr() -> None:
     shown = repr(
         Config(
-            api=ApiConfig(keys=("sesame-1-sesame-1",)),
+            api=ApiConfig(keys=("sesame-1-sesame-1",), named_keys=("a:send:sesame-5-sesame-5",)),
             jwt=JwtConfig(secret="sesame-2-" + SECRET, previous_secrets=("sesame-3-" + SECRET,)),
             redis=RedisConfig(addrs=("a:1",), password="sesame-4"),
         )
@@ -217,6 +259,9 @@ def test_no_secret_shows_in_a_repr() -> None:
         '[redis]\npassword = ["sesame"]',
         '[api]\nkeys = ["sesame sesame"]',
         '[api]\nkeys = "sesame"',
+        '[api]\nnamed_keys = ["shop:send:sesame sesame"]',
+        '[api]\nnamed_keys = ["shop:sned:sesame"]',
+        '[api]\nnamed_keys = ["sesame"]',
         '[server]\nhost = "0.0.0.0"\n[jwt]\nsecret = "sesame"',
     ],
 )

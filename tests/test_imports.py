@@ -19,12 +19,13 @@ DESIGN = ROOT / "docs" / "design.md"
 
 # From the bottom up. A module may import those of the lines above its own, and none of its own line: so there is no cycle.
 LAYERS = (
-    ("version", "errors", "log_lines", "clock", "redis_keys", "redis_scripts", "windows_console"),
-    ("frame", "presence", "client_address", "config_checks", "tokens", "web_multipart"),
+    ("version", "errors", "counters", "limits", "log_lines", "clock", "redis_keys", "redis_scripts", "windows_console"),
+    ("frame", "presence", "client_address", "config_checks", "token_keys", "web_multipart"),
     ("target", "envelope", "system_events", "retention", "stream", "config_source", "listener", "web_params"),
+    ("api_keys", "tokens"),
     ("backend", "registry", "config", "cluster"),
-    ("answers", "delivery", "heartbeats", "memory", "redis_client", "redis_entries", "logs"),
-    ("redis_lane", "redis_bus", "redis_touches", "access_log"),
+    ("access", "answers", "delivery", "heartbeats", "memory", "redis_client", "redis_entries", "logs"),
+    ("redis_lane", "redis_bus", "redis_touches", "access_log", "gate"),
     ("broker", "redis_backend"),
     ("pages", "web_batch", "web_events"),
     ("web",),
@@ -41,7 +42,7 @@ ALLOWED = {
     "aiohttp": WEB,
     "aiohttp_jinja2": {"pages"},
     "jinja2": {"pages"},
-    "jwt": {"tokens"},
+    "jwt": {"tokens", "token_keys"},
     "redis": REDIS,
     "tomlkit": {"config_source"},
     "uvloop": {"server"},
@@ -49,8 +50,11 @@ ALLOWED = {
 }
 # What could be run on any loop, with any library, or with none.
 PURE = {
+    "api_keys",
+    "counters",
     "errors",
     "frame",
+    "limits",
     "presence",
     "target",
     "envelope",
