@@ -83,4 +83,4 @@ def public_keys_of(config: Config) -> PublicKeys:
     """Return the public keys in the files that a configuration names. Raises: ConfigError."""
     if config.jwt.jwks_url:
         require_library("jwt.jwks_url")
-    return PublicKeys(read_key_files(config.jwt.public_keys))
+    return PublicKeys(read_key_files(config.jwt.public_keys), awaits=bool(config.jwt.jwks_url))

@@ -36,17 +36,24 @@ class PublicKey:
 
 
 class PublicKeys:
-    """The public keys in force: those of files, and those fetched last."""
+    """The public keys in force: those of files, and those fetched last; `awaits` while some are to be fetched.
 
-    __slots__ = ("_algorithms", "_fetched", "_fixed")
+    False when there are none and none will come.
+    """
 
-    def __init__(self, fixed: Sequence[PublicKey] = ()) -> None:
+    __slots__ = ("_algorithms", "_awaits", "_fetched", "_fixed")
+
+    def __init__(self, fixed: Sequence[PublicKey] = (), *, awaits: bool = False) -> None:
         self._algorithms = _algorithms()
+        self._awaits = awaits
         self._fixed = tuple(fixed)
         self._fetched: tuple[PublicKey, ...] = ()
 
     def __len__(self) -> int:
         return len(self._fixed) + len(self._fetched)
+
+    def __bool__(self) -> bool:
+        return self._awaits or len(self) > 0
 
     def replace_fetched(self, keys: Iterable[PublicKey]) -> None:
         """Take the keys of a JWK set in place of those that it held before."""

@@ -24,7 +24,7 @@ LAYERS = (
     ("target", "envelope", "system_events", "retention", "stream", "config_source", "listener", "web_params"),
     ("api_keys", "tokens"),
     ("backend", "registry", "config", "cluster"),
-    ("access", "answers", "delivery", "heartbeats", "memory", "redis_client", "redis_entries", "logs"),
+    ("access", "answers", "web_jwks", "delivery", "heartbeats", "memory", "redis_client", "redis_entries", "logs"),
     ("redis_lane", "redis_bus", "redis_touches", "access_log", "gate"),
     ("broker", "redis_backend"),
     ("pages", "web_batch", "web_events"),
@@ -35,7 +35,7 @@ LAYERS = (
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
-WEB = {"web", "web_batch", "web_events", "web_params", "pages", "access_log", "server"}
+WEB = {"web", "web_batch", "web_events", "web_params", "web_jwks", "pages", "access_log", "server"}
 REDIS = {name for name in LAYER_OF if name.startswith("redis_")}
 # Third-party package: the modules that may import it.
 ALLOWED = {
