@@ -21,7 +21,7 @@ Names below are what follows the shard's prefix `{sse}:`. The scripts make the s
 | log:d:DEVICE:UID | stream | likewise, for a device while it is a user's; without UID until it first is one's | the same TTL |
 | owner:DEVICE | string | the user under whom an offline device was here last | the same TTL, from its going or the last frame for it |
 | revoked:DIGEST | string | a kicked device's token | TTL until the token expires |
-| done:NONCE | string | the answer to a call, in case it is repeated | TTL of seconds |
+| done:NONCE | string | the answer to a call, in case it is repeated; for a join, NONCE is its connection | TTL of seconds |
 
 And outside the shard, `sse:device:{DEVICE}:CONNECTION`, hash: last touch and last frame id, TTL of a little over three
 heartbeats. The connection is in the name, so an old stream can not touch its successor's.
