@@ -17,15 +17,10 @@ from sse_broker.presence import Device, Reason, device_id_of
 
 Entry = Sequence[object]
 
-_ROUTE_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "uid": str,
-    "device_name": str,
-    "device_address": str,
-    "instance_address": str,
-    "login_time": (int, float),
-    "token_digest": str,
-    "token_expires_at": (int, float),
-}
+_TEXTS = ("uid", "device_name", "device_address", "instance_address", "token_digest")
+_TIMES = ("login_time", "token_expires_at")
+# Unix seconds, in the year 33658: a later time can not be told to anyone.
+MAX_TIME = 1e12
 
 
 class DamagedEntry(Exception):
@@ -98,17 +93,25 @@ def device_of(route: bytes) -> Device:
     try:
         instance_id, connection_id, text = route.decode().split(" ", 2)
         fields = json.loads(text)
-        for name, kind in _ROUTE_FIELDS.items():
-            if not isinstance(fields[name], kind):
-                raise TypeError(name)
+        for name in _TEXTS:
+            fields[name].encode()
+        for name in _TIMES:
+            check_time(fields[name])
         return Device(
             **fields,
             device_id=device_id_of(fields["device_name"]),
             connection_id=connection_id,
             instance_id=instance_id,
         )
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise DamagedEntry("a route that can not be read") from None
+
+
+def check_time(value: object) -> float:
+    """Return a number of Unix seconds that a clock can have shown. Raises: ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TIME:
+        raise ValueError("no time")
+    return value
 
 
 def _frame(number: int, fields: dict[str, str]) -> Frame:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from sse_broker.backend import Presence
 from sse_broker.errors import Unavailable
+from sse_broker.frame import MAX_ID
 from sse_broker.presence import Device, Touch
 from sse_broker.redis_client import FAILURES, RedisClient
+from sse_broker.redis_entries import check_time
 from sse_broker.redis_keys import touch
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,6 @@ class Touches:
 
 def _touch(device: Device, row: Sequence[bytes | None]) -> Touch:
     try:
-        return Touch(float(row[0] or device.login_time), int(row[1] or 0))
+        return Touch(check_time(float(row[0] or device.login_time)), min(max(int(row[1] or 0), 0), MAX_ID))
     except ValueError:
         return Touch(device.login_time, 0)
