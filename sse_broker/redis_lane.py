@@ -38,6 +38,7 @@ CALL_SECONDS = 2.0
 PATIENCE_SECONDS = 1.0
 MAX_WAITING = 20_000
 RECONNECT_SECONDS = (0.05, 0.5)
+CLOSING = "the broker is closing"
 
 
 @dataclass(slots=True)
@@ -61,6 +62,7 @@ class Lane:
         self._connection: AbstractConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
+        self._closed = False
         self.reconnects = 0
 
     async def start(self) -> None:
@@ -76,17 +78,20 @@ class Lane:
             log.warning("%d changes did not reach Redis", len(self._waiting))
 
     async def close(self) -> None:
-        """End the task; calls that wait fail."""
+        """End the task; calls that wait fail, and so do later ones."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._connection is not None:
             await disconnect(self._connection)
         for one in self._waiting:
-            _fail(one, "the broker is closing")
+            _fail(one, CLOSING)
 
     async def call(self, script: Script, *arguments: Any) -> Any:
         """Carry out a script and return its answer. Raises: Unavailable within seconds."""
+        if self._closed:
+            raise Unavailable(CLOSING)
         now = time.monotonic()
         away = self._away_since is not None and now - self._away_since > PATIENCE_SECONDS
         if away or len(self._waiting) > MAX_WAITING:
@@ -133,7 +138,10 @@ class Lane:
             replies = await call(connection, [_command(one) for one in batch], REPLY_SECONDS)
             for one, reply in zip(batch, replies, strict=True):
                 if isinstance(reply, NoScriptError):
-                    reply = (await call(connection, [_whole_command(one)], REPLY_SECONDS))[0]
+                    # Someone flushed the scripts. What follows in the batch may have been carried out, and is again, behind
+                    # this one: the order is part of what was promised, and repeating is harmless.
+                    await call(connection, [("SCRIPT", "LOAD", one.script.text)], REPLY_SECONDS)
+                    return
                 if _means_elsewhere(reply):
                     raise reply
                 self._waiting.popleft()
@@ -181,10 +189,6 @@ class Lane:
 
 def _command(one: _Call) -> tuple[Any, ...]:
     return ("EVALSHA", one.script.sha, 1, shard_key("id"), *one.arguments)
-
-
-def _whole_command(one: _Call) -> tuple[Any, ...]:
-    return ("EVAL", one.script.text, 1, shard_key("id"), *one.arguments)
 
 
 def _means_elsewhere(reply: object) -> bool:

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from redis.exceptions import RedisError
+
 from sse_broker.backend import Presence
 from sse_broker.errors import Unavailable
 from sse_broker.frame import MAX_ID
@@ -54,7 +56,7 @@ class Touches:
         for device in devices:
             pipe.hmget(touch(device.device_id, device.connection_id), "time", "last_frame_id")
         try:
-            rows = await pipe.execute() if devices else []
+            rows = await pipe.execute(raise_on_error=False) if devices else []
         except FAILURES:
             raise Unavailable("Redis is out of reach; try again") from None
         return [Presence(device, _touch(device, row)) for device, row in zip(devices, rows, strict=True)]
@@ -72,14 +74,19 @@ class Touches:
                 pipe.hset(key, items=["time", repr(touched.time), "last_frame_id", touched.last_frame_id])
                 pipe.pexpire(key, self._ttl_ms)
             try:
-                await pipe.execute()
+                await pipe.execute(raise_on_error=False)
             except FAILURES as error:
                 log.debug("presence is not renewed: %s", error)
                 await asyncio.sleep(1)
+            except Exception:
+                log.exception("presence is not renewed")
+                await asyncio.sleep(1)
 
 
-def _touch(device: Device, row: Sequence[bytes | None]) -> Touch:
+def _touch(device: Device, row: Sequence[bytes | None] | Exception) -> Touch:
     try:
+        if isinstance(row, Exception):
+            raise row
         return Touch(check_time(float(row[0] or device.login_time)), min(max(int(row[1] or 0), 0), MAX_ID))
-    except ValueError:
+    except (ValueError, RedisError):
         return Touch(device.login_time, 0)
