@@ -9,7 +9,7 @@ from urllib.parse import unquote_plus
 
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpProcessingError
-from aiohttp.web import BaseRequest, StreamResponse
+from aiohttp.web import BaseRequest, RequestPayloadError, StreamResponse
 
 from sse_broker.client_address import Headers, Network, client_address, join_host_port
 from sse_broker.log_lines import HotLog, one_line
@@ -67,8 +67,8 @@ class AccessLogger(AbstractAccessLogger):
 
 
 def server_logger() -> logging.Logger:
-    """Return the logger of aiohttp's server. What is no HTTP has its line in the access log and no other: aiohttp would
-    write a traceback for each, with what the client said in it.
+    """Return the logger of aiohttp's server. What is no HTTP, or a broken body, has its line in the access log and no other:
+    aiohttp would write a traceback for each, with what the client said in it.
     """
     logger = logging.getLogger("sse_broker.http")
     logger.addFilter(_is_no_client_error)  # the same once more changes nothing
@@ -76,7 +76,7 @@ def server_logger() -> logging.Logger:
 
 
 def _is_no_client_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | RequestPayloadError))
 
 
 def masked(path: str) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from aiohttp import web
 
 from sse_broker import logs
-from sse_broker.access_log import AccessLogger, server_logger
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
 from sse_broker.config import Config, ServerConfig, with_random_secret
@@ -23,7 +22,8 @@ from sse_broker.listener import BACKLOG, listen, public_address
 from sse_broker.memory import MemoryBackend
 from sse_broker.redis_backend import RedisBackend
 from sse_broker.tokens import Tokens
-from sse_broker.web import MAX_LINE_BYTES, application
+from sse_broker.web import application
+from sse_broker.web import runner as make_runner
 from sse_broker.windows_console import ConsoleHandler
 
 log = logging.getLogger(__name__)
@@ -100,17 +100,7 @@ async def _start_http(
     sockets: list[socket.socket],
     ssl_context: ssl.SSLContext | None,
 ) -> web.AppRunner:
-    runner = web.AppRunner(
-        application(broker, tokens, config),
-        access_log_class=AccessLogger.trusting(config.server.trusted_networks),
-        access_log=logging.getLogger("aiohttp.access"),
-        logger=server_logger(),
-        handler_cancellation=False,  # see web_events.take_over
-        handle_signals=False,
-        max_line_size=MAX_LINE_BYTES,
-        max_field_size=MAX_LINE_BYTES,
-        shutdown_timeout=1,
-    )
+    runner = make_runner(application(broker, tokens, config), config)
     await runner.setup()
     for sock in sockets:
         await web.SockSite(runner, sock, backlog=BACKLOG, ssl_context=ssl_context).start()

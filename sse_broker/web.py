@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from aiohttp import hdrs, web
 
 from sse_broker import answers, pages
+from sse_broker.access_log import AccessLogger, server_logger
 from sse_broker.broker import Broker
 from sse_broker.client_address import client_address
 from sse_broker.config import Config
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Request heads: a token of 8 KiB may stand in the query.
 MAX_LINE_BYTES = 16 * 1024
+# A refused body is read on for so long, that its sender may hear why.
+LINGERING_SECONDS = 2.0
 CORS_MAX_AGE_SECONDS = 600
 CORS_HEADERS = "Authorization, Content-Type, Last-Event-ID, X-SSE-API-Key, X-SSE-DEVICE, X-SSE-ID, X-SSE-TOKEN"
 
@@ -53,6 +56,24 @@ def application(broker: Broker, tokens: Tokens, config: Config) -> web.Applicati
     pages.setup(app)
     app.router.add_route("*", "/{path:.*}", not_found)
     return app
+
+
+def runner(app: web.Application, config: Config) -> web.AppRunner:
+    """Return what runs the application, as it needs to be run."""
+    return web.AppRunner(
+        app,
+        access_log_class=AccessLogger.trusting(config.server.trusted_networks),
+        access_log=logging.getLogger("aiohttp.access"),
+        logger=server_logger(),
+        handle_signals=False,
+        handler_cancellation=False,  # see web_events.take_over
+        # Else 600 KB that become 600 MB are inflated to their end, refused or not, and the loop stands still for 8 s.
+        auto_decompress=False,
+        lingering_time=LINGERING_SECONDS,
+        max_line_size=MAX_LINE_BYTES,
+        max_field_size=MAX_LINE_BYTES,
+        shutdown_timeout=1,
+    )
 
 
 # --- the endpoints ---

@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator, Sequence
 from aiohttp import StreamReader, web
 
 from sse_broker.broker import Broker
-from sse_broker.errors import BadRequest, BrokerError, PayloadTooLarge, Unavailable
+from sse_broker.errors import BadRequest, BrokerError, PayloadTooLarge, Unavailable, UnsupportedMedia
 from sse_broker.presence import device_id_of
 from sse_broker.target import Message, Target
-from sse_broker.web_params import Params, body_errors, parse_json
+from sse_broker.web_params import Params, body_errors, content_encoding, parse_json
 
 NDJSON = "application/x-ndjson"
-# Messages that are published together: more would hold up the loop, fewer cost round trips.
+# What is published together: more messages, names or characters would hold up the loop and Redis, fewer cost round trips.
 GROUP_MESSAGES = 128
+GROUP_NAMES = 1_000
+GROUP_CHARS = 256 * 1024
 MAX_MESSAGES = 100_000
 
 
@@ -38,6 +40,7 @@ class Batch:
         self._broker = broker
         self._group: list[Message] = []
         self._places: list[int] = []
+        self._names = self._chars = 0
         self._failure: Unavailable | None = None
         self._accepted = 0
         self.results: list[object] = []
@@ -51,11 +54,14 @@ class Batch:
             value = parse_json(item) if isinstance(item, bytes) else item
             if not isinstance(value, dict):
                 raise BadRequest("a message must be an object of parameters")
-            self._group.append(message_of(Params(value)))
+            message = message_of(Params(value))
+            self._group.append(message)
             self._places.append(len(self.results) - 1)
+            self._names += len(message.target.users) + len(message.target.devices)
+            self._chars += len(message.data)
         except BrokerError as error:
             self.results[-1] = {"code": error.status, "msg": error.message}
-        if len(self._group) >= GROUP_MESSAGES:
+        if len(self._group) >= GROUP_MESSAGES or self._names >= GROUP_NAMES or self._chars >= GROUP_CHARS:
             await self._publish()
 
     async def finish(self) -> list[object]:
@@ -68,6 +74,7 @@ class Batch:
     async def _publish(self) -> None:
         group, places = self._group, self._places
         self._group, self._places = [], []
+        self._names = self._chars = 0
         if not group:
             return
         if self._failure is None:
@@ -93,7 +100,11 @@ async def send_list(broker: Broker, messages: object) -> list[object]:
 
 
 async def send_lines(broker: Broker, request: web.Request, max_line_bytes: int) -> list[object]:
-    """Send each line of the body as it arrives. Raises: BadRequest, PayloadTooLarge, Unavailable."""
+    """Send each line of the body as it arrives. Raises: BadRequest, PayloadTooLarge, UnsupportedMedia,
+    Unavailable.
+    """
+    if content_encoding(request) is not None:
+        raise UnsupportedMedia("newline-delimited JSON is taken without a content encoding")
     batch = Batch(broker)
     with body_errors(request):
         async for line in _lines(request.content, max_line_bytes):
@@ -103,13 +114,18 @@ async def send_lines(broker: Broker, request: web.Request, max_line_bytes: int) 
 
 async def _lines(body: StreamReader, max_line_bytes: int) -> AsyncIterator[bytes]:
     """Yield the lines of a body that are not blank, holding one incomplete line at most."""
-    rest = b""
+    rest: list[bytes] = []
+    rest_bytes = 0
     async for piece in body.iter_any():
-        *whole, rest = (rest + piece).split(b"\n")
-        for line in whole:
-            if line.strip():
-                yield line
-        if len(rest) > max_line_bytes:
+        rest.append(piece)
+        rest_bytes += len(piece)
+        if b"\n" in piece:  # joined only then: a line may come byte by byte
+            *whole, last = b"".join(rest).split(b"\n")
+            rest, rest_bytes = [last], len(last)
+            for line in whole:
+                if line.strip():
+                    yield line
+        if rest_bytes > max_line_bytes:
             raise PayloadTooLarge(f"a line is longer than {max_line_bytes} bytes")
-    if rest.strip():
-        yield rest
+    if line := b"".join(rest).strip():
+        yield line

@@ -78,6 +78,8 @@ class RawConnection:
                     assert not isinstance(event, h11.ConnectionClosed), "the connection ended without an answer"
         except TimeoutError:
             raise AssertionError(f"no answer within {self._seconds} s") from None
+        except (h11.RemoteProtocolError, ConnectionError) as error:
+            raise AssertionError(f"no whole answer: {error}") from error
         assert head is not None
         headers = {name.decode(): value.decode() for name, value in head.headers}
         return Answer(head.status_code, headers, _parsed(headers, bytes(body)))

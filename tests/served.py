@@ -16,14 +16,14 @@ from typing import Any, Self
 import jwt
 from aiohttp import web
 
-from sse_broker.access_log import AccessLogger
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
 from sse_broker.config import Config
 from sse_broker.listener import listen, public_address
 from sse_broker.server import make_backend
 from sse_broker.tokens import Tokens
-from sse_broker.web import MAX_LINE_BYTES, application
+from sse_broker.web import application
+from sse_broker.web import runner as make_runner
 from tests.broker_process import SECRET, RedisKind
 from tests.event_client import Api, EventClient
 
@@ -102,14 +102,8 @@ class ServedBroker:
         )
         self._steps.append(self.broker.close)
         await self.broker.start()
-        self.runner = web.AppRunner(
-            application(self.broker, Tokens(self.config.jwt.secret, self.config.jwt.previous_secrets), self.config),
-            access_log_class=AccessLogger,
-            handle_signals=False,
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_LINE_BYTES,
-            shutdown_timeout=1,
-        )
+        tokens = Tokens(self.config.jwt.secret, self.config.jwt.previous_secrets)
+        self.runner = make_runner(application(self.broker, tokens, self.config), self.config)
         await self.runner.setup()
         self._steps.append(self.runner.cleanup)
         for sock in sockets:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from sse_broker.web_batch import GROUP_MESSAGES
+from sse_broker.memory import MemoryBackend
+from sse_broker.target import Message, Sent
+from sse_broker.web_batch import GROUP_CHARS, GROUP_MESSAGES, GROUP_NAMES
 from tests.broker_process import BrokerProcess
 from tests.event_client import EventClient
+from tests.served import ServedBroker
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -118,3 +122,47 @@ async def test_a_sender_that_leaves_in_the_middle_takes_nobody_with_it(broker: B
     await stream.wait_for(lambda event: event.data == "still here")
     assert len(stream.frames) == GROUP_MESSAGES + 1
     await stream.close()
+
+
+async def test_a_batch_is_published_in_groups_of_bounded_weight() -> None:
+    """By the number of messages, of names, and by the length of the data."""
+
+    class Recording(MemoryBackend):
+        def __init__(self) -> None:
+            super().__init__(max_frames=10, expire_seconds=10)
+            self.groups: list[int] = []
+
+        async def publish(self, messages: Sequence[Message]) -> list[Sent]:
+            self.groups.append(len(messages))
+            return await super().publish(messages)
+
+    backend = Recording()
+    async with ServedBroker(wrap=lambda _: backend) as broker:
+        for message, group in (
+            ({"data": "x"}, GROUP_MESSAGES),
+            ({"data": "x", "uid": [f"u{number}" for number in range(GROUP_NAMES // 4)]}, 4),
+            ({"data": "x" * (GROUP_CHARS // 2)}, 2),
+        ):
+            backend.groups.clear()
+            count = 2 * group + 1
+            answer = await broker.api.request("POST", "/send", data=_lines(*[message] * count), headers=NDJSON)
+            assert answer.result == [0] * count
+            assert backend.groups == [group, group, 1]
+
+
+async def test_a_line_may_come_byte_by_byte(broker: BrokerProcess) -> None:
+    body = _lines({"uid": "nobody", "data": 1}, {"uid": "nobody", "data": 2})
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(len(body)):
+            yield body[at : at + 1]
+
+    async with broker.api() as api:
+        assert (await api.request("POST", "/send", data=pieces(), headers=NDJSON)).result == [0, 0]
+
+
+async def test_lines_are_not_taken_compressed(broker: BrokerProcess) -> None:
+    headers = NDJSON | {"Content-Encoding": "gzip"}
+    async with broker.api() as api:
+        answer = await api.request("POST", "/send", data=gzip.compress(_lines({"data": 1})), headers=headers)
+    assert (answer.status, answer.body["code"], answer.result) == (415, 415, "")
