@@ -219,6 +219,7 @@ class Broker:
 
     def missed(self, after_id: int) -> None:
         """Have every live stream catch up from the logs."""
+        after_id = self.delivery.done_up_to(after_id)
         streams = [stream for stream in self.registry if stream.hold(after_id)]
         task = asyncio.create_task(self._catch_up_all(streams), name="catch up")
         self._catching_up.add(task)

@@ -29,8 +29,8 @@ ODD_BEATS = 3
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a heartbeat found: whether the instance was known, whether it had been cleared by another, the first id of the
-    data that is there (another than before when some was lost), how many devices the instance is said to hold, and which
+    """What a heartbeat found: whether the instance is a member, whether it was cleared by another, the first id of the data
+    that is there (another than before when some was lost), how many devices the instance is said to hold, and which
     instances have no heartbeat.
     """
 
@@ -45,19 +45,22 @@ class Membership(Protocol):
     """What a backend must be able to do for a cluster. All may raise Unavailable."""
 
     async def beat(self, ttl_seconds: float) -> Beat:
-        """Renew this instance's membership for `ttl_seconds`."""
+        """Keep this instance's heartbeat for `ttl_seconds`; this makes it no member."""
 
     async def clear(self, instance_id: str) -> int:
         """Remove a dead instance and announce its devices' going; each by exactly one caller. Return how many."""
 
-    async def rejoin(self, devices: Sequence[Device], *, announce: bool) -> None:
-        """Make this instance's devices present again whose presence was lost; end those that moved on meanwhile."""
+    async def rejoin(self, *, announce: bool) -> None:
+        """Become a member, make the devices here present whose presence was lost, and end those that moved on meanwhile.
+
+        Repeated until it succeeds; harmless when it was not needed.
+        """
 
     async def compare(self, devices: Sequence[Device]) -> None:
         """Remove what the cluster holds for this instance and is not there, and rejoin what is there and not held."""
 
     def local_devices(self) -> Sequence[Device]:
-        """Return the devices whose streams are open here."""
+        """Return the devices that are present here, each once."""
 
 
 class Cluster:
@@ -66,7 +69,7 @@ class Cluster:
     def __init__(self, membership: Membership, heartbeat_seconds: float) -> None:
         self._membership = membership
         self._heartbeat_seconds = heartbeat_seconds
-        self._beat_seconds = min(BEAT_HEARTBEATS * heartbeat_seconds, MAX_BEAT_SECONDS)
+        self.beat_seconds = min(BEAT_HEARTBEATS * heartbeat_seconds, MAX_BEAT_SECONDS)
         self._judges_from = 0.0
         self._odd_beats = 0
         self._epoch = 0
@@ -79,6 +82,7 @@ class Cluster:
         """Become a member and stay one. Raises: Unavailable."""
         beat = await self._membership.beat(BEAT_TTL_HEARTBEATS * self._heartbeat_seconds)
         self._epoch = beat.epoch
+        await self._membership.rejoin(announce=False)
         self._task = asyncio.create_task(self._run(), name="cluster")
 
     async def close(self) -> None:
@@ -95,7 +99,7 @@ class Cluster:
     async def _run(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._now.wait(), self._beat_seconds)
+                await asyncio.wait_for(self._now.wait(), self.beat_seconds)
             self._now.clear()
             try:
                 await self._once()
@@ -106,19 +110,19 @@ class Cluster:
 
     async def _once(self) -> None:
         beat = await self._membership.beat(BEAT_TTL_HEARTBEATS * self._heartbeat_seconds)
-        devices = self._membership.local_devices()
         if beat.cleared or not beat.known or beat.epoch != self._epoch:
             what = "cleared" if beat.cleared else "lost something of" if beat.known else "forgotten"
-            log.warning("the cluster had %s this instance; it joins again", what)
+            log.warning("the cluster has %s this instance; it joins again", what)
             # After a clearing the devices were announced as gone; data that was lost announced nothing.
             self._rejoin = True
             self._announce = self._announce or beat.cleared
             self._epoch = beat.epoch
         if self._rejoin:
-            await self._membership.rejoin(devices, announce=self._announce)
+            await self._membership.rejoin(announce=self._announce)
             self._rejoin = self._announce = False
             self._odd_beats = 0
             return
+        devices = self._membership.local_devices()
         self._odd_beats = self._odd_beats + 1 if beat.device_count != len(devices) else 0
         if self._odd_beats >= ODD_BEATS:
             self._odd_beats = 0

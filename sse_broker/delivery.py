@@ -64,6 +64,10 @@ class Delivery:
             self._room.clear()
         self._wanted.set()
 
+    def done_up_to(self, after_id: int) -> int:
+        """Return the greatest id up to `after_id` up to which nothing is pending."""
+        return min(after_id, self._pending[0].id - 1) if self._pending else after_id
+
     def finish(self, stream: Stream) -> None:
         """Write to a stream what is pending for it, because its end comes next."""
         for broadcast in self._pending:

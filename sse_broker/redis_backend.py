@@ -4,10 +4,11 @@ call (`redis_scripts`) over the lane, and what comes by the bus into envelopes. 
 
 import asyncio
 import logging
+import math
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sse_broker.backend import PAGE_FRAMES, Joined, Page, Presence, Receiver
@@ -30,6 +31,7 @@ from sse_broker.redis_scripts import (
     LEAVE,
     OVERVIEW,
     PUBLISH,
+    REGISTER,
     REJOIN,
     REPLAY,
     RETIRE,
@@ -46,6 +48,15 @@ CLEAR_DEVICES = 200
 REJOIN_DEVICES = 200
 CLOSE_SECONDS = 3.0
 REGISTER_SECONDS = 0.1
+LOSS_BEATS = 2.0
+JOIN_SECONDS = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    device: Device
+    reason: Reason
+    payload: str
 
 
 class RedisBackend:
@@ -60,9 +71,17 @@ class RedisBackend:
         self._expire_ms = int(config.sse.device_frame_cache_expire * 1000)
         self._guard = int(config.redis.is_cluster)
         self._known_id = 0
+        self._joining: set[str] = set()
+        # Set while this instance is a member and its routes are in force: only then do logs and bus make a whole.
+        self._whole = asyncio.Event()
+        # After a loss of data, until the other instances have put back what they hold, too: nobody comes anew, and who left
+        # is kept here, so that moves and users are announced right.
+        self._settles_at = 0.0
+        self._forgotten: list[_Leave] = []
         self._instance: Instance | None = None
         self._receiver: Receiver | None = None
         self._bus: Bus | None = None
+        self._started = False
         self.damaged = 0
 
     # --- life ---
@@ -71,6 +90,7 @@ class RedisBackend:
         """See `Backend.start`."""
         self._instance = instance
         self._receiver = receiver
+        self._bus = Bus(self._client, instance.id, receiver)
         try:
             await self._lane.start()
             await self._cluster.start()
@@ -80,16 +100,18 @@ class RedisBackend:
             raise StartError(error.message) from None
         except FAILURES as error:
             raise StartError(f"Redis is out of reach: {str(error) or 'no answer'}") from None
-        self._bus = Bus(self._client, instance.id, receiver)
         self._bus.start()
         self._touches.start()
+        self._started = True
 
     async def close(self) -> None:
         """See `Backend.close`."""
         await self._cluster.close()
         await self._touches.close()
-        if self._bus is not None:
+        if self._bus is not None and self._started:
             await self._bus.close()
+            self._settles_at = 0.0
+            self._leave_again()
             self._lane.post(RETIRE, self._me.id)
             await self._lane.flush(CLOSE_SECONDS)
         await self._lane.close()
@@ -107,7 +129,7 @@ class RedisBackend:
 
     async def publish(self, messages: Sequence[Message]) -> list[Sent]:
         """See `Backend.publish`."""
-        arguments: list[Any] = [_nonce(), KEEP_MS, self._known_id, self._max_frames, self._expire_ms, self._guard]
+        arguments: list[Any] = [_nonce(), KEEP_MS, self._highest_id, self._max_frames, self._expire_ms, self._guard]
         arguments.append(len(messages))
         for message in messages:
             arguments += [message.event, message.data, *_target_arguments(message.target)]
@@ -115,8 +137,16 @@ class RedisBackend:
         self._known_id = max([self._known_id, *numbers[::2]])
         return [Sent(number, count) for number, count in zip(numbers[::2], numbers[1::2], strict=True)]
 
+    @property
+    def _highest_id(self) -> int:
+        return max(self._known_id, self._bus.last_id if self._bus else 0)
+
     async def replay(self, device: Device, after_id: int) -> Page:
         """See `Backend.replay`."""
+        try:
+            await asyncio.wait_for(self._whole.wait(), CALL_SECONDS)
+        except TimeoutError:
+            raise Unavailable("this instance is just joining the cluster; try again") from None
         gap = False
         while True:
             _, gap_here, logs = await self._lane.call(
@@ -139,8 +169,20 @@ class RedisBackend:
 
     async def join(self, device: Device, last_id: int | None) -> Joined:
         """See `Backend.join`."""
-        deadline = time.monotonic() + CALL_SECONDS
+        # It announces its device itself, so putting presence right must pass it over.
+        self._joining.add(device.connection_id)
+        try:
+            return await self._join(device, last_id)
+        finally:
+            self._joining.discard(device.connection_id)
+
+    async def _join(self, device: Device, last_id: int | None) -> Joined:
+        deadline = time.monotonic() + JOIN_SECONDS
         while True:
+            while time.monotonic() < min(self._settles_at, deadline):
+                await asyncio.sleep(REGISTER_SECONDS)
+            if time.monotonic() > deadline:
+                raise Unavailable("this instance is just joining the cluster; try again")
             reply = await self._lane.call(
                 JOIN,
                 device.device_id,
@@ -165,13 +207,29 @@ class RedisBackend:
             if reply[0] == b"revoked":
                 raise Unauthorized("the token was revoked when its device was kicked")
             self._cluster.hurry()
-            if time.monotonic() > deadline:
-                raise Unavailable("this instance is just joining the cluster; try again")
             await asyncio.sleep(REGISTER_SECONDS)
 
     def leave(self, device: Device, reason: Reason, payload: str = "") -> None:
         """See `Backend.leave`."""
-        self._lane.post(LEAVE, _now(), self._expire_ms, device.device_id, device.connection_id, reason, payload)
+
+        def left(known: int) -> None:
+            if not known:
+                self._forgotten.append(_Leave(device, reason, payload))
+
+        if time.monotonic() < self._settles_at:
+            left(0)
+            return
+        self._lane.post(
+            LEAVE,
+            _now(),
+            self._expire_ms,
+            device.instance_id,
+            device.device_id,
+            device.connection_id,
+            reason,
+            payload,
+            then=left,
+        )
 
     def renew(self, presences: Sequence[Presence]) -> None:
         """See `Backend.renew`."""
@@ -227,10 +285,11 @@ class RedisBackend:
 
     async def beat(self, ttl_seconds: float) -> Beat:
         """See `Membership.beat`."""
+        if time.monotonic() > self._settles_at:
+            self._leave_again()
         me = self._me
-        known_id = max(self._known_id, self._bus.last_id if self._bus else 0)
         known, cleared, epoch, count, dead = await self._lane.call(
-            BEAT, me.id, me.address, me.version, repr(me.start_time), int(ttl_seconds * 1000), known_id
+            BEAT, me.id, me.address, me.version, repr(me.start_time), int(ttl_seconds * 1000), self._highest_id
         )
         return Beat(bool(known), bool(cleared), int(epoch), int(count), tuple(one.decode() for one in dead))
 
@@ -242,25 +301,70 @@ class RedisBackend:
             cleared += removed
         return cleared
 
-    async def rejoin(self, devices: Sequence[Device], *, announce: bool) -> None:
+    async def rejoin(self, *, announce: bool) -> None:
         """See `Membership.rejoin`."""
         assert self._receiver is not None
-        for start in range(0, len(devices), REJOIN_DEVICES):
-            arguments: list[Any] = [self._me.id, int(announce), _now()]
-            for device in devices[start : start + REJOIN_DEVICES]:
+        assert self._bus is not None
+        # From when routes were lost until this is a member again, frames are in the logs alone. So the bus stops, and all
+        # streams read from the logs what follows its last envelope, once routes and membership are in force.
+        lost = self._started and not announce
+        if lost:
+            self._settles_at = math.inf
+        self._whole.clear()
+        self._bus.pause()
+        if self._started:
+            self._receiver.missed(self._bus.last_id)
+        self._end_outdated()
+        await self._rejoin(self.local_devices(), announce=announce)
+        # Devices that left while the cluster did not know them come back for a moment, so that their going is announced.
+        # Now, as until here answers to leaves have come that say so.
+        await self._rejoin([leave.device for leave in self._forgotten], announce=announce)
+        await self._lane.call(REGISTER, self._me.id, self._me.address)
+        if lost:
+            self._settles_at = time.monotonic() + LOSS_BEATS * self._cluster.beat_seconds
+        self._bus.resume()
+        self._whole.set()
+
+    async def _rejoin(self, devices: Iterable[Device], *, announce: bool) -> None:
+        assert self._receiver is not None
+        waiting = list(devices)
+        while waiting:
+            # Who left since the last batch must not come back behind its leave.
+            here = {device.connection_id for device in self._receiver.devices()}
+            here.update(leave.device.connection_id for leave in self._forgotten)
+            batch = [device for device in waiting[:REJOIN_DEVICES] if device.connection_id in here]
+            del waiting[:REJOIN_DEVICES]
+            arguments: list[Any] = [self._me.id, self._me.address, int(announce), _now()]
+            for device in batch:
                 arguments += [device.device_id, device.uid, device.connection_id, device_json(device)]
             gone = [text.decode() for text in await self._lane.call(REJOIN, *arguments)]
             for at in range(0, len(gone), 4):
                 device_id, connection_id, reason, payload = gone[at : at + 4]
                 self._receiver.receive(EndEnvelope(device_id, connection_id, Reason(reason), payload))
-        # What was sent while the cluster had no route to these devices is in the logs alone.
-        self._receiver.missed(self._bus.last_id if self._bus else 0)
+
+    def _end_outdated(self) -> None:
+        """End the streams of devices that have a newer one here: the word of it may be lost."""
+        assert self._receiver is not None
+        newest = {device.device_id: device for device in self._joined()}
+        for device in self._joined():
+            successor = newest[device.device_id]
+            if successor is not device:
+                self._receiver.receive(
+                    EndEnvelope(device.device_id, device.connection_id, Reason.EXTRUDE, successor.device_address)
+                )
+
+    def _leave_again(self) -> None:
+        leaves, self._forgotten = self._forgotten, []
+        for leave in leaves:
+            self.leave(leave.device, leave.reason, leave.payload)
 
     async def compare(self, devices: Sequence[Device]) -> None:
         """See `Membership.compare`."""
+        assert self._receiver is not None
         flat = await self._lane.call(HELD, self._me.id)
         held = {device.connection_id: device for device in self._devices(flat[1::2])}
-        here = {device.connection_id for device in self.local_devices()}
+        here = {device.connection_id for device in self._receiver.devices()}
+        here.update(leave.device.connection_id for leave in self._forgotten)
         ghosts = [device for connection_id, device in held.items() if connection_id not in here]
         missing = [device for device in devices if device.connection_id not in held and device.connection_id in here]
         if ghosts or missing:
@@ -268,11 +372,17 @@ class RedisBackend:
         for device in ghosts:
             self.leave(device, Reason.DISCONNECT)
         if missing:
-            await self.rejoin(missing, announce=True)
+            await self._rejoin(missing, announce=True)
+            # What was sent while the cluster had no route to these devices is in the logs alone.
+            self._receiver.missed(0)
 
     def local_devices(self) -> Sequence[Device]:
         """See `Membership.local_devices`."""
-        return self._receiver.devices() if self._receiver is not None else ()
+        return tuple({device.device_id: device for device in self._joined()}.values())
+
+    def _joined(self) -> list[Device]:
+        devices = self._receiver.devices() if self._receiver is not None else ()
+        return [device for device in devices if device.connection_id not in self._joining]
 
 
 def _target_arguments(target: Target) -> list[Any]:

@@ -40,6 +40,9 @@ class Bus:
         self._trimmed_id = 0
         # As Redis wrote it, since an entry that is none of ours must not be read again and again either.
         self._last_entry = b"0-0"
+        self._pause = RECONNECT_SECONDS[0]
+        self._open = asyncio.Event()
+        self._open.set()
         self._task: asyncio.Task[None] | None = None
         self.last_id = 0
         self.damaged = 0
@@ -54,25 +57,36 @@ class Bus:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def pause(self) -> None:
+        """Hand nothing on until `resume`; what comes meanwhile stays in the inbox."""
+        self._open.clear()
+
+    def resume(self) -> None:
+        """Go on behind the last envelope that was handed on."""
+        self._open.set()
+
     async def _run(self) -> None:
-        pause = RECONNECT_SECONDS[0]
         while True:
-            connection = None
             try:
-                connection = await self._client.connect()
-                pause = RECONNECT_SECONDS[0]
-                while True:
-                    await self._read(connection)
+                await self._follow()
             except FAILURES as error:
                 log.debug("the bus is interrupted: %s", error)
             except Exception:
                 log.exception("the bus is interrupted")
-            finally:
-                if connection is not None:
-                    await disconnect(connection)
             await self._client.moved()
-            await asyncio.sleep(pause * random.uniform(0.5, 1))
-            pause = min(2 * pause, RECONNECT_SECONDS[1])
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1))
+            self._pause = min(2 * self._pause, RECONNECT_SECONDS[1])
+
+    async def _follow(self) -> None:
+        """Connect, and read until the connection breaks. Raises: one of FAILURES."""
+        connection = await self._client.connect()
+        self._pause = RECONNECT_SECONDS[0]
+        try:
+            while True:
+                await self._open.wait()
+                await self._read(connection)
+        finally:
+            await disconnect(connection)
 
     async def _read(self, connection: AbstractConnection) -> None:
         """Read a batch of entries, waiting for the first, and hand them on. What was read before is trimmed on the way."""
@@ -88,7 +102,10 @@ class Bus:
         if not reply:
             return
         entries = reply[0][1]
-        if len(entries) >= BATCH_ENTRIES and await self._fell_behind(connection):
+        behind = len(entries) >= BATCH_ENTRIES and await self._fell_behind(connection)
+        if not self._open.is_set():
+            return
+        if behind:
             log.warning("more frames came than an inbox holds; every stream reads on from the logs")
             self._receiver.missed(self.last_id)
         for entry in entries:

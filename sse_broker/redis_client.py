@@ -6,6 +6,9 @@ be sent again by anyone who does not know whether that is harmless. `redis_lane`
 """
 
 import asyncio
+import socket
+import struct
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -32,6 +35,8 @@ from sse_broker.redis_keys import shard_key
 CONNECT_SECONDS = 1.0
 # For the client of keys outside the shard: batches of renewals that nobody waits for.
 REPLY_SECONDS = 5.0
+# SO_LINGER: on close drop what is unsent, and reset the connection.
+NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 # What connecting, or a connection, may fail with.
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError, EOFError)
 # What no waiting mends.
@@ -64,6 +69,7 @@ class RedisClient:
             connection = kind(host=host, port=port, db=self._config.db, socket_timeout=None, **options)
             try:
                 await connection.connect()  # type: ignore[no-untyped-call]
+                _reset_on_close(connection)
             except BaseException:
                 await disconnect(connection)
                 raise
@@ -137,20 +143,32 @@ class RedisClient:
 
 
 async def disconnect(connection: AbstractConnection) -> None:
-    """Drop a connection, at once and whatever its state."""
-    with suppress(*FAILURES):
+    """Drop a connection, at once and whatever its state; what was not sent yet never will be.
+
+    A close would go on sending, and the kernel after it: a call could be carried out long after it was given up.
+    """
+    with suppress(Exception):
+        if connection._writer is not None:
+            connection._writer.transport.abort()
         await connection.disconnect(nowait=True)
 
 
 async def call(connection: AbstractConnection, commands: Sequence[Sequence[Any]], seconds: float) -> list[Any]:
     """Send commands together and return their replies; one that Redis refused is its exception, in its place.
 
-    Raises: one of FAILURES when the connection does; then it is of no more use, and what was carried out is unknown.
+    `seconds` may pass until they are sent, and again until each reply. Raises: one of FAILURES when the connection does; then it is of no more use, and what was carried out is unknown.
     """
     replies: list[Any] = []
-    async with asyncio.timeout(seconds):
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    loop = asyncio.get_running_loop()
+    writer = connection._writer
+    if writer is None:
+        raise RedisConnectionError("not connected")
+    async with asyncio.timeout(seconds) as deadline:
+        # Not by `send_packed_command`: when interrupted it closes the connection, which goes on sending in the background.
+        writer.writelines(connection.pack_commands(commands))
+        await writer.drain()
         for _ in commands:
+            deadline.reschedule(loop.time() + seconds)
             try:
                 replies.append(await connection.read_response(disconnect_on_error=False))
             except RedisError as error:
@@ -158,6 +176,14 @@ async def call(connection: AbstractConnection, commands: Sequence[Sequence[Any]]
                     raise
                 replies.append(error)
     return replies
+
+
+def _reset_on_close(connection: AbstractConnection) -> None:
+    """Have the kernel drop what is unsent when the connection is dropped."""
+    sock = connection._writer.get_extra_info("socket") if connection._writer is not None else None
+    if sock is not None:
+        with suppress(OSError, ValueError):  # closed by now
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
 
 
 def _is_reply(error: RedisError) -> bool:

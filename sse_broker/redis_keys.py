@@ -13,10 +13,11 @@ Names below are what follows the shard's prefix `{sse}:`. The scripts make the s
 | users | hash | uid: number of online devices | the user's last device leaves |
 | user:UID | set | device ids of a user | likewise |
 | held:INSTANCE | set | device ids of an instance | likewise |
-| nodes | hash | instance id: address | the instance retires or is cleared |
+| nodes | hash | members, instance id: address | the instance retires or is cleared |
+| outside | hash | instances that hold routes and are no members, like `nodes` | it is cleared, or a member again |
 | node:INSTANCE | hash | the instance's heartbeat: address, version, start | TTL of two heartbeats |
 | inbox:INSTANCE | stream | envelopes for an instance | read entries trimmed by it, the key when it retires or is cleared |
-| cleared:INSTANCE | string | that it was cleared, should it still live | TTL of a day |
+| cleared:INSTANCE | string | that it was cleared, should it still live | TTL of a day, or it is a member again |
 | log:all, log:u:UID | stream | frames for replay | TTL `sse.device_frame_cache_expire` |
 | log:d:DEVICE:UID | stream | likewise, for a device while it is a user's; without UID until it first is one's | the same TTL |
 | owner:DEVICE | string | the user under whom an offline device was here last | the same TTL, from its going or the last frame for it |

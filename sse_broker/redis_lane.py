@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class _Call:
     script: Script
     arguments: Sequence[Any]
     answer: "asyncio.Future[Any] | None"
-    deadline: float
+    then: Callable[[Any], None] = lambda answer: None
 
 
 class Lane:
@@ -92,17 +92,22 @@ class Lane:
         """Carry out a script and return its answer. Raises: Unavailable within seconds."""
         if self._closed:
             raise Unavailable(CLOSING)
-        now = time.monotonic()
-        away = self._away_since is not None and now - self._away_since > PATIENCE_SECONDS
+        away = self._away_since is not None and time.monotonic() - self._away_since > PATIENCE_SECONDS
         if away or len(self._waiting) > MAX_WAITING:
             raise Unavailable("Redis is out of reach; try again")
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._add(_Call(script, arguments, answer, now + CALL_SECONDS))
-        return await answer
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        one = _Call(script, arguments, answer)
+        self._add(one)
+        deadline = loop.call_later(CALL_SECONDS, _fail, one, "Redis does not answer; try again")
+        try:
+            return await answer
+        finally:
+            deadline.cancel()
 
-    def post(self, script: Script, *arguments: Any) -> None:
-        """Carry out a script some time, in order, however long it takes."""
-        self._add(_Call(script, arguments, None, float("inf")))
+    def post(self, script: Script, *arguments: Any, then: Callable[[Any], None] = lambda answer: None) -> None:
+        """Carry out a script some time, in order, however long it takes; then give its answer to `then`."""
+        self._add(_Call(script, arguments, None, then))
 
     def _add(self, one: _Call) -> None:
         self._waiting.append(one)
@@ -132,15 +137,15 @@ class Lane:
     async def _round(self, connection: AbstractConnection | None) -> None:
         """Carry out what waits, as one batch."""
         assert connection is not None
-        self._expire()
+        self._drop_given_up()
         batch = [self._waiting[at] for at in range(min(len(self._waiting), BATCH_CALLS))]
         if batch:
             replies = await call(connection, [_command(one) for one in batch], REPLY_SECONDS)
             for one, reply in zip(batch, replies, strict=True):
                 if isinstance(reply, NoScriptError):
-                    # Someone flushed the scripts. What follows in the batch may have been carried out, and is again, behind
-                    # this one: the order is part of what was promised, and repeating is harmless.
-                    await call(connection, [("SCRIPT", "LOAD", one.script.text)], REPLY_SECONDS)
+                    # Someone emptied the script cache. What follows in the batch may have been carried out, and is again,
+                    # behind this one: the order is part of what was promised, and repeating is harmless.
+                    await _load_scripts(connection, {one.script, *ALL})
                     return
                 if _means_elsewhere(reply):
                     raise reply
@@ -153,7 +158,7 @@ class Lane:
     async def _connect(self) -> None:
         connection = await self._client.connect()
         try:
-            await call(connection, [("SCRIPT", "LOAD", script.text) for script in ALL], REPLY_SECONDS)
+            await _load_scripts(connection, ALL)
         except BaseException:
             await disconnect(connection)
             raise
@@ -173,22 +178,23 @@ class Lane:
             self._connection = None
         if _means_elsewhere(error):
             await self._client.moved()
-        self._expire()
+        self._drop_given_up()
 
-    def _expire(self) -> None:
-        """Fail what has waited too long; what waits for ever keeps its place."""
-        now = time.monotonic()
-        kept = [one for one in self._waiting if one.deadline > now and not _is_given_up(one)]
-        if len(kept) == len(self._waiting):
-            return
-        for one in self._waiting:
-            if one.deadline <= now:
-                _fail(one, "Redis does not answer; try again")
-        self._waiting = deque(kept)
+    def _drop_given_up(self) -> None:
+        """Forget calls that nobody waits for any more; posted ones keep their places."""
+        kept = [one for one in self._waiting if not _is_given_up(one)]
+        if len(kept) < len(self._waiting):
+            self._waiting = deque(kept)
 
 
 def _command(one: _Call) -> tuple[Any, ...]:
     return ("EVALSHA", one.script.sha, 1, shard_key("id"), *one.arguments)
+
+
+async def _load_scripts(connection: AbstractConnection, scripts: Iterable[Script]) -> None:
+    for reply in await call(connection, [("SCRIPT", "LOAD", script.text) for script in scripts], REPLY_SECONDS):
+        if isinstance(reply, RedisError):
+            raise reply
 
 
 def _means_elsewhere(reply: object) -> bool:
@@ -208,7 +214,9 @@ def _settle(one: _Call, reply: Any) -> None:
     if isinstance(reply, RedisError):
         log.error("Redis refused %s: %s", one.script.name, reply)
         _fail(one, "Redis refused; the log says why")
-    elif one.answer is not None and not one.answer.done():
+    elif one.answer is None:
+        one.then(reply)
+    elif not one.answer.done():
         one.answer.set_result(reply)
 
 

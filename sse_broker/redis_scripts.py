@@ -24,8 +24,9 @@ class Script:
 
 _PRELUDE = """
 local P = string.sub(KEYS[1], 1, -3)
-local ROUTES, USERS, NODES = P..'routes', P..'users', P..'nodes'
+local ROUTES, USERS, NODES, OUTSIDE = P..'routes', P..'users', P..'nodes', P..'outside'
 local INBOX_MAX = 100000
+local OVER_MS = 10000
 local DAY_US = 86400000000
 
 local function text(id) return string.format('%.0f', id) end
@@ -101,8 +102,21 @@ local function add(did, value, uid, node)
   return redis.call('HINCRBY', USERS, uid, 1) == 1
 end
 
+-- A connection that is over: a join of it that was sent before and arrives now, or is repeated, adds nothing.
+local function bury(connection)
+  redis.call('SET', P..'done:'..connection, 'over', 'PX', OVER_MS)
+end
+
+local known_nodes = {}
+local function is_known(node)
+  if known_nodes[node] == nil then
+    known_nodes[node] = redis.call('HEXISTS', NODES, node) == 1 or redis.call('HEXISTS', OUTSIDE, node) == 1
+  end
+  return known_nodes[node]
+end
+
 local function post_end(did, route, reason, payload)
-  if redis.call('HEXISTS', NODES, route.node) == 0 then return end
+  if not is_known(route.node) then return end
   redis.call('XADD', P..'inbox:'..route.node, 'MAXLEN', '~', INBOX_MAX, text(next_id(0))..'-0',
     'k', 'end', 'i', did, 'c', route.connection, 'r', reason, 'p', payload)
 end
@@ -110,16 +124,12 @@ end
 -- The ids of the online devices among these users and devices, each once; fills `routes` by device id. Not parsed yet, but
 -- for the instance, which must be one: an inbox of another would stay for ever.
 local function online(users, devices, routes)
-  local found, members = {}, {}
-  local function is_member(node)
-    if members[node] == nil then members[node] = redis.call('HEXISTS', NODES, node) == 1 end
-    return members[node]
-  end
+  local found = {}
   local function look_up(did)
     if routes[did] then return end
     local route = redis.call('HGET', ROUTES, did)
     local node = route and string.match(route, '^%S+')
-    if node and is_member(node) then
+    if node and is_known(node) then
       routes[did] = route
       found[#found + 1] = did
     end
@@ -171,6 +181,12 @@ local done = redis.call('GET', done_key)
 if done then return done end
 local floor, max_frames, expire_ms, guard = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6] == '1'
 local nodes
+local members = {}
+-- Only a member has a whole inbox; another, just cleared or coming back, reads what it missed from the logs.
+local function is_member(node)
+  if members[node] == nil then members[node] = redis.call('HEXISTS', NODES, node) == 1 end
+  return members[node]
+end
 local plans = {}
 local at = 8
 for i = 1, tonumber(ARGV[7]) do
@@ -199,9 +215,11 @@ for i = 1, tonumber(ARGV[7]) do
     plan.count = #found
     for _, did in ipairs(found) do
       local node = string.match(routes[did], '^%S+')
-      local list = plan.nodes[node]
-      if not list then list = {}; plan.nodes[node] = list end
-      list[#list + 1] = did
+      if is_member(node) then
+        local list = plan.nodes[node]
+        if not list then list = {}; plan.nodes[node] = list end
+        list[#list + 1] = did
+      end
     end
   end
   if guard then
@@ -254,6 +272,7 @@ if (not former or former.connection ~= connection) and redis.call('EXISTS', done
   redis.call('EXISTS', P..'user:'..uid)
   if former then
     remove(did, former, when, 'extrude_offline', address, expire_ms, same_user)
+    bury(former.connection)
     post_end(did, former, 'extrude_offline', address)
   end
   local first = add(did, node..' '..connection..' '..json, uid, node)
@@ -281,16 +300,19 @@ return {text(id), gap, pages}
 """,
 )
 
-# ARGV: local time, expire_ms, then device id, connection, reason, payload for each.
+# ARGV: local time, expire_ms, instance, device id, connection, reason, payload. Returns 0 when the cluster has forgotten the
+# instance, and so what the device was: its going can not be announced before others have put their presence right.
 LEAVE = _script(
     "leave",
     """
-for at = 3, #ARGV, 4 do
-  local route = route_of(ARGV[at])
-  if route and route.connection == ARGV[at + 1] then
-    remove(ARGV[at], route, ARGV[1], ARGV[at + 2], ARGV[at + 3], ARGV[2])
-  end
+local node, did, connection = ARGV[3], ARGV[4], ARGV[5]
+local route = route_of(did)
+if route and route.connection == connection then
+  remove(did, route, ARGV[1], ARGV[6], ARGV[7], ARGV[2])
+elseif redis.call('HEXISTS', NODES, node) == 0 and redis.call('EXISTS', P..'cleared:'..node) == 0 then
+  return 0
 end
+bury(connection)
 return 1
 """,
 )
@@ -315,6 +337,7 @@ for _, did in ipairs(online(users, devices, routes)) do
       redis.call('SET', P..'revoked:'..digest, '1', 'PXAT', text(expires_ms))
     end
     remove(did, route, ARGV[3], 'kick_offline', ARGV[5], ARGV[4])
+    bury(route.connection)
     post_end(did, route, 'kick_offline', ARGV[5])
   else
     redis.call('HDEL', ROUTES, did)
@@ -325,34 +348,42 @@ return kicked
 """,
 )
 
-# ARGV: instance, address, version, start time, ttl_ms, greatest id known. Keeps the instance's membership. Returns whether it
-# was known, whether it had been cleared, the epoch, how many devices it holds, and the instances whose heartbeat is missing.
+# ARGV: instance, address, version, start time, ttl_ms, greatest id known. Keeps the instance's heartbeat, but makes it no
+# member: repeating it must tell the same. Returns whether it is a member, whether it was cleared, the epoch, how many devices
+# it holds, and the instances whose heartbeat is missing.
 BEAT = _script(
     "beat",
     """
 local node = ARGV[1]
-local known = redis.call('HEXISTS', NODES, node)
-local cleared = redis.call('DEL', P..'cleared:'..node)
 if current_id() < tonumber(ARGV[6]) then next_id(ARGV[6]) end
-redis.call('HSET', NODES, node, ARGV[2])
 redis.call('HSET', P..'node:'..node, 'address', ARGV[2], 'version', ARGV[3], 'start_time', ARGV[4])
 redis.call('PEXPIRE', P..'node:'..node, ARGV[5])
 local dead = {}
-for _, other in ipairs(redis.call('HKEYS', NODES)) do
-  if redis.call('EXISTS', P..'node:'..other) == 0 then dead[#dead + 1] = other end
+for _, hash in ipairs({NODES, OUTSIDE}) do
+  for _, other in ipairs(redis.call('HKEYS', hash)) do
+    if redis.call('EXISTS', P..'node:'..other) == 0 then dead[#dead + 1] = other end
+  end
 end
-return {known, cleared, redis.call('GET', P..'epoch'), redis.call('SCARD', P..'held:'..node), dead}
+return {redis.call('HEXISTS', NODES, node), redis.call('EXISTS', P..'cleared:'..node), redis.call('GET', P..'epoch'),
+  redis.call('SCARD', P..'held:'..node), dead}
 """,
 )
 
 # ARGV: the dead instance, how many devices at most, local time, expire_ms. Returns how many were removed and are left.
+# The first call ends its membership, so that its inbox has no holes but one at the end.
 CLEAR = _script(
     "clear",
     """
 local node = ARGV[1]
 if redis.call('EXISTS', P..'node:'..node) == 1 then return {0, 0} end
 local address = redis.call('HGET', NODES, node)
-if not address then return {0, 0} end
+if address then
+  redis.call('HDEL', NODES, node)
+  redis.call('HSET', OUTSIDE, node, address)
+else
+  address = redis.call('HGET', OUTSIDE, node)
+  if not address then return {0, 0} end
+end
 redis.call('SET', P..'cleared:'..node, '1', 'EX', 86400)
 local removed = 0
 for _, did in ipairs(redis.call('SRANDMEMBER', P..'held:'..node, ARGV[2])) do
@@ -367,20 +398,22 @@ for _, did in ipairs(redis.call('SRANDMEMBER', P..'held:'..node, ARGV[2])) do
 end
 local left = redis.call('SCARD', P..'held:'..node)
 if left == 0 then
-  redis.call('HDEL', NODES, node)
+  redis.call('HDEL', OUTSIDE, node)
   redis.call('DEL', P..'inbox:'..node)
 end
 return {removed, left}
 """,
 )
 
-# ARGV: instance, announce, local time, then device id, uid, connection, JSON for each. For devices whose routes were
-# lost. Returns those that may not come back: device id, connection, reason, payload for each.
+# ARGV: instance, its address, announce, local time, then device id, uid, connection, JSON for each. For devices whose routes
+# were lost. Returns those that may not come back: device id, connection, reason, payload for each.
 REJOIN = _script(
     "rejoin",
     """
 local node, gone = ARGV[1], {}
-for at = 4, #ARGV, 4 do
+-- Should the instance die before it is a member again, others find here what it holds.
+if redis.call('HEXISTS', NODES, node) == 0 then redis.call('HSET', OUTSIDE, node, ARGV[2]) end
+for at = 5, #ARGV, 4 do
   local did, uid, connection, json = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local device, former = cjson.decode(json), route_of(did)
   local function refuse(reason, payload)
@@ -390,17 +423,28 @@ for at = 4, #ARGV, 4 do
     refuse('kick_offline', '')
   elseif former and former.connection ~= connection then
     refuse('extrude_offline', tostring(former.device.device_address))
-  elseif not former then
+  elseif not former and redis.call('GET', P..'done:'..connection) ~= 'over' then
     local first = add(did, node..' '..connection..' '..json, uid, node)
-    if ARGV[2] == '1' then
-      announce('sse_topic_device_online', did, device, ARGV[3], 'connected', device.instance_address)
+    if ARGV[3] == '1' then
+      announce('sse_topic_device_online', did, device, ARGV[4], 'connected', device.instance_address)
       if first then
-        announce('sse_topic_user_online', did, device, ARGV[3], 'device_online', device.instance_address)
+        announce('sse_topic_user_online', did, device, ARGV[4], 'device_online', device.instance_address)
       end
     end
   end
 end
 return gone
+""",
+)
+
+# ARGV: instance, its address. Makes it a member, now that its routes are there.
+REGISTER = _script(
+    "register",
+    """
+redis.call('HSET', NODES, ARGV[1], ARGV[2])
+redis.call('HDEL', OUTSIDE, ARGV[1])
+redis.call('DEL', P..'cleared:'..ARGV[1])
+return 1
 """,
 )
 
@@ -411,6 +455,7 @@ RETIRE = _script(
 redis.call('DEL', P..'node:'..ARGV[1])
 if redis.call('SCARD', P..'held:'..ARGV[1]) == 0 then
   redis.call('HDEL', NODES, ARGV[1])
+  redis.call('HDEL', OUTSIDE, ARGV[1])
   redis.call('DEL', P..'inbox:'..ARGV[1])
 end
 return 1
@@ -465,4 +510,4 @@ return {redis.call('HLEN', USERS), redis.call('HLEN', ROUTES), instances}
 """,
 )
 
-ALL = (PUBLISH, JOIN, REPLAY, LEAVE, KICK, BEAT, CLEAR, REJOIN, RETIRE, HELD, ROUTES, OVERVIEW)
+ALL = (PUBLISH, JOIN, REPLAY, LEAVE, KICK, BEAT, CLEAR, REJOIN, REGISTER, RETIRE, HELD, ROUTES, OVERVIEW)

@@ -173,6 +173,19 @@ class Device:
         """Whether any of its streams showed a frame with this data."""
         return any(event.data == data for visit in reversed(self.visits) for event in reversed(visit.client.frames))
 
+    def state(self) -> str:
+        """Return in words how it stands, for a message."""
+        visit = self._current
+        if visit is None:
+            return f"never connected, answers {dict(self.statuses)}"
+        stands = "connected" if self.connected else f"closed ({visit.client.closed or 'vanished'})"
+        task = "" if self._task and not self._task.done() else f", its task is over: {self._task}"
+        return (
+            f"{stands} as {visit.uid} at {visit.url}, visit {len(self.visits)}, last id {self.last_id}, "
+            f"{len(visit.client.frames)} frames, last events {visit.client.events[-2:]!r:.300}, "
+            f"wanted {self._wanted.is_set()}, answers {dict(self.statuses)}{task}"
+        )
+
     def records(self) -> tuple[list[Session], list[Attempt]]:
         """Return its sessions and attempts so far."""
         records = [visit.record(self.name) for visit in self.visits]

@@ -43,9 +43,9 @@ class Members:
         self.answer = replace(self.answer, dead=tuple(one for one in self.answer.dead if one != instance_id))
         return 1
 
-    async def rejoin(self, devices: Sequence[Device], *, announce: bool) -> None:
+    async def rejoin(self, *, announce: bool) -> None:
         self._fail()
-        self.calls.append(("rejoin", list(devices), announce))
+        self.calls.append(("rejoin", announce))
 
     async def compare(self, devices: Sequence[Device]) -> None:
         self._fail()
@@ -78,6 +78,7 @@ async def start() -> AsyncIterator[Start]:
         cluster = Cluster(members, HEARTBEAT)
         clusters.append(cluster)
         await cluster.start()
+        assert members.calls.pop() == ("rejoin", False)
         return cluster
 
     yield run
@@ -89,6 +90,7 @@ async def test_an_instance_is_a_member_before_the_start_is_over(start: Start) ->
     members = Members()
     await start(members)
     assert len(members.beats) == 1
+    assert members.calls == []
 
 
 async def test_a_start_out_of_reach_says_so(start: Start) -> None:
@@ -143,6 +145,7 @@ async def test_a_new_connection_beats_at_once_and_judges_nobody(start: Start) ->
     members = Members()
     cluster = Cluster(members, 60)
     await cluster.start()
+    members.calls.clear()
     try:
         members.answer = replace(WELL, dead=("one",))
         cluster.hurry()
@@ -176,18 +179,18 @@ async def test_an_instance_that_lost_its_place_joins_its_devices_again(
     await until(lambda: members.calls, what="the joining")
     members.answer = replace(WELL, device_count=1, epoch=answer.epoch)
     await members.some_beats()
-    assert members.calls[0] == ("rejoin", members.devices, announce)
+    assert members.calls[0] == ("rejoin", announce)
     assert {call[0] for call in members.calls} == {"rejoin"}
 
 
 async def test_a_joining_that_failed_is_made_up_for_with_its_announcements(start: Start) -> None:
-    """The word that it was cleared comes once."""
+    """Once it is a member again, the word that it was cleared is gone."""
     members = Members()
     members.devices = [make_device()]
     await start(members)
     failed = asyncio.Event()
 
-    async def fail_once(devices: Sequence[Device], *, announce: bool) -> None:
+    async def fail_once(*, announce: bool) -> None:
         members.rejoin = type(members).rejoin.__get__(members)  # type: ignore[method-assign]
         members.answer = replace(WELL, device_count=1)
         failed.set()
@@ -198,7 +201,7 @@ async def test_a_joining_that_failed_is_made_up_for_with_its_announcements(start
     await failed.wait()
     await until(lambda: members.calls, what="the joining")
     await members.some_beats()
-    assert members.calls == [("rejoin", members.devices, True)]
+    assert members.calls == [("rejoin", True)]
 
 
 async def test_both_sides_are_compared_when_their_numbers_differ_for_some_beats(
