@@ -18,6 +18,7 @@ from tests.event_client import EventClient
 from tests.redis_servers import RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
 from tests.served import Serve, ServedBroker
+from tests.witness import watched
 
 # How long one example takes says nothing on a machine that has other work too.
 settings.register_profile("here", deadline=None)
@@ -193,3 +194,22 @@ def exe() -> Iterator[Path]:
     """The program for Windows."""
     yield build("exe")
     end_wine()
+
+
+@pytest.fixture(scope="module", params=["embedded", "redis"])
+def module_broker(request: pytest.FixtureRequest, module_redis_server: RedisServer) -> Iterator[BrokerProcess]:
+    """One broker process for a module, on each backend; tests take `watched_broker`."""
+    broker = BrokerProcess(redis=module_redis_server if request.param == "redis" else None)
+    try:
+        asyncio.run(broker.start())
+        yield broker
+        asyncio.run(broker.stop())
+    finally:
+        asyncio.run(broker.discard())
+
+
+@pytest.fixture
+async def watched_broker(module_broker: BrokerProcess) -> AsyncIterator[BrokerProcess]:
+    """A running broker, of which an open stream and the log are looked at after the test (see `witness`)."""
+    async with watched(module_broker) as process:
+        yield process
