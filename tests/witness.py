@@ -4,6 +4,7 @@ nothing in the log that should not be there; and requests that such tests make.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -65,3 +66,10 @@ def resident_bytes(pid: int) -> int:
     """Return the memory of a process."""
     with open(f"/proc/{pid}/statm") as statm:
         return int(statm.read().split()[1]) * 4096
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the time that a process has worked, which does not depend on what else the machine does."""
+    with open(f"/proc/{pid}/stat") as stat:
+        user, system = stat.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
