@@ -17,13 +17,18 @@ PAGE_FRAMES = 25
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Retained frames for one device, ids rising; `more` when others with greater ids may follow; `gap` when frames
-    after the id that was asked for may already have been dropped from retention.
+    """Retained frames for one device, ids rising; `more` when others with greater ids may follow; `gap_id` is the id up to
+    which frames after the one that was asked for may already have been dropped from retention, 0 when none were.
     """
 
     frames: tuple[Frame, ...] = ()
     more: bool = False
-    gap: bool = False
+    gap_id: int = 0
+
+    @property
+    def gap(self) -> bool:
+        """Whether frames may be missing."""
+        return self.gap_id > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,11 +152,12 @@ class Broker:
 
     async def _replay(self, stream: Stream, page: Page) -> None:
         """Write pages until none is left, as fast as the client reads."""
-        gap_told = False
+        told_id = 0
         while not stream.ended:
-            if page.gap and not gap_told:
-                gap_told = True
-                oldest_id = page.frames[0].id if page.frames else max(stream.floor_id, stream.last_id)
+            if page.gap_id > told_id:
+                # Told again when more was dropped while a slow client was reading.
+                told_id = page.gap_id
+                oldest_id = next((frame.id for frame in page.frames if frame.id > told_id), told_id + 1)
                 stream.write_block(system_events.replay_gap(stream.last_id, oldest_id))
             for frame in page.frames:
                 if stream.paused:

@@ -92,9 +92,11 @@ class MemoryBackend:
     def _page(self, device: Device, after_id: int) -> Page:
         keys = _log_keys(device)
         now_id = int(self._clock() * MICROSECONDS)
-        gap = after_id < self._epoch_id or self._logs.is_gap(keys, after_id, now_id)
+        gap_id = self._logs.gap_id(keys, after_id, now_id)
+        if after_id < self._epoch_id:
+            gap_id = max(gap_id, self._epoch_id - 1)
         frames = self._logs.read(keys, after_id, PAGE_FRAMES + 1)
-        return Page(tuple(frames[:PAGE_FRAMES]), more=len(frames) > PAGE_FRAMES, gap=gap)
+        return Page(tuple(frames[:PAGE_FRAMES]), more=len(frames) > PAGE_FRAMES, gap_id=gap_id)
 
     def _next_id(self) -> int:
         self._last_id = min(max(self._last_id + 1, int(self._clock() * MICROSECONDS)), MAX_ID)

@@ -147,19 +147,19 @@ class RedisBackend:
             await asyncio.wait_for(self._whole.wait(), CALL_SECONDS)
         except TimeoutError:
             raise Unavailable("this instance is just joining the cluster; try again") from None
-        gap = False
+        gap_id = 0
         while True:
             _, gap_here, logs = await self._lane.call(
                 REPLAY, device.device_id, device.uid, after_id, PAGE_FRAMES, self._expire_ms
             )
             page, after_id = self._page(gap_here, logs)
-            gap = gap or page.gap
+            gap_id = max(gap_id, page.gap_id)
             if page.frames or not page.more:
-                return replace(page, gap=gap)
+                return replace(page, gap_id=gap_id)
 
-    def _page(self, gap: int, logs: Sequence[Sequence[Any]]) -> tuple[Page, int]:
+    def _page(self, gap_id: bytes | int, logs: Sequence[Sequence[Any]]) -> tuple[Page, int]:
         """Return a page and the id up to which it has read; it is empty where all that was read is damaged."""
-        page, end_id, damaged = page_of(gap, logs, PAGE_FRAMES)
+        page, end_id, damaged = page_of(int(gap_id), logs, PAGE_FRAMES)
         if damaged:
             self.damaged += damaged
             log.warning("%d entries of a log are damaged and skipped", damaged)
@@ -202,7 +202,8 @@ class RedisBackend:
             if reply[0] == b"joined":
                 page, end_id = self._page(reply[2], reply[3])
                 if page.more and not page.frames:
-                    page = replace(await self.replay(device, end_id), gap=page.gap)
+                    gap_id, page = page.gap_id, await self.replay(device, end_id)
+                    page = replace(page, gap_id=max(gap_id, page.gap_id))
                 return Joined(int(reply[1]), page)
             if reply[0] == b"revoked":
                 raise Unauthorized("the token was revoked when its device was kicked")

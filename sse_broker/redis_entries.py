@@ -55,7 +55,7 @@ def envelope_of(entry: Entry) -> Envelope:
     return FrameEnvelope(_frame(entry_id(entry), fields), device_ids or None)
 
 
-def page_of(gap: int, logs: Iterable[Sequence[Entry]], page_frames: int) -> tuple[Page, int, int]:
+def page_of(gap_id: int, logs: Iterable[Sequence[Entry]], page_frames: int) -> tuple[Page, int, int]:
     """Merge entries of several logs to one page; return it, up to which id it has read, and how many entries were damaged.
 
     A log that gave a full page may have more, so nothing with a greater id than its last belongs to this page.
@@ -77,7 +77,7 @@ def page_of(gap: int, logs: Iterable[Sequence[Entry]], page_frames: int) -> tupl
     rising = merge(*parts, key=lambda frame: frame.id)
     once = (next(same) for _, same in groupby(rising, key=lambda frame: frame.id))
     frames_read = tuple(frame for frame in once if frame.id <= end_id)
-    return Page(frames_read, more=end_id < MAX_ID, gap=bool(gap)), end_id, damaged
+    return Page(frames_read, more=end_id < MAX_ID, gap_id=gap_id), end_id, damaged
 
 
 def device_json(device: Device) -> str:

@@ -148,21 +148,25 @@ local function take(at)
   return values, at + count + 1
 end
 
--- Entries after an id, a page for each of a device's logs. The newest entry of a log names the last that was dropped.
+-- Entries after an id, a page for each of a device's logs, and up to which id entries may be missing (0: none are). The newest
+-- entry of a log names the last that was dropped.
 local function read_logs(uid, did, after, count, expire_ms)
   local from = text(after + 1)
-  local gap = after < tonumber(redis.call('GET', P..'epoch') or '0') or after < now_us() - expire_ms * 1000
+  local gap, epoch, horizon = 0, tonumber(redis.call('GET', P..'epoch') or '0'), now_us() - expire_ms * 1000
+  if after < epoch then gap = epoch - 1 end
+  if after < horizon then gap = math.max(gap, horizon) end
   local pages = {}
   for i, key in ipairs({P..'log:all', P..'log:u:'..uid, device_log(did, uid)}) do
     local newest = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
     pages[i] = {}
     if newest and tonumber(string.match(newest[1], '^%d+')) > after then
       local fields = newest[2]
-      if fields[5] == 't' and (tonumber(fields[6]) or 0) > after then gap = true end
+      local dropped = fields[5] == 't' and tonumber(fields[6]) or 0
+      if dropped > after then gap = math.max(gap, dropped) end
       pages[i] = redis.call('XRANGE', key, from, '+', 'COUNT', count)
     end
   end
-  return gap and 1 or 0, pages
+  return text(gap), pages
 end
 """
 

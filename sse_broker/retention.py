@@ -59,11 +59,11 @@ class Logs:
                 return
             del self._logs[key]
 
-    def is_gap(self, keys: Iterable[Hashable], after_id: int, now_id: int) -> bool:
-        """Tell whether frames with ids greater than `after_id` may have been dropped from these logs."""
-        if after_id < now_id - self._expire_us:
-            return True
-        return any(log.floor_id > after_id for key in keys if (log := self._logs.get(key)))
+    def gap_id(self, keys: Iterable[Hashable], after_id: int, now_id: int) -> int:
+        """Return up to which id frames after `after_id` may have been dropped from these logs; 0 when none were."""
+        dropped = [log.floor_id for key in keys if (log := self._logs.get(key))]
+        dropped.append(now_id - self._expire_us)
+        return max([gap_id for gap_id in dropped if gap_id > after_id], default=0)
 
     def read(self, keys: Iterable[Hashable], after_id: int, limit: int) -> list[Frame]:
         """Return at most `limit` frames of these logs with ids greater than `after_id`, ids rising, each once."""

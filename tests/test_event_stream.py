@@ -178,6 +178,18 @@ async def test_a_loss_is_never_silent(serve: Serve) -> None:
         assert len(client.system) == 2
 
 
+async def test_the_notice_of_a_loss_reaches_to_its_end_where_one_log_lost_more_than_another(serve: Serve) -> None:
+    """The first frame that is there stands before some of those that are not."""
+    broker = await serve({"sse": {"device_frame_cache_size": 3}})
+    last_id = await last_frame_of(broker, "u", "d")
+    await send(broker, "kept", device="d")
+    await send(broker, *"123456")
+    async with broker.client("u", "d", last_id=last_id) as client:
+        assert await texts_of(client, 4) == ["kept", "4", "5", "6"]
+        assert json.loads(client.events[1].data or "") == {"requested": last_id, "oldest": client.frames[1].id}
+        assert len(client.system) == 2
+
+
 async def test_a_full_log_without_a_loss_is_no_gap(serve: Serve) -> None:
     broker = await serve({"sse": {"device_frame_cache_size": 3}})
     async with broker.client("u", "d") as client:
