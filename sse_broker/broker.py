@@ -126,12 +126,17 @@ class Broker:
         if self.registry.remove(stream):
             self.backend.leave(stream.device, reason)
 
-    async def run(self, stream: Stream, transport: Transport, joined: Joined, last_id: int | None) -> None:
-        """Open a joined stream on its transport: say so, replay, go live. Return when it is live or over."""
+    async def run(
+        self, stream: Stream, transport: Transport, joined: Joined, last_id: int | None, head: bytes = b""
+    ) -> None:
+        """Open a joined stream on its transport: say so, replay, go live. Return when it is live or over.
+
+        `head` is what has to be written first: the head of the response.
+        """
         device = stream.device
         stream_log.info("stream open: user %s, device %s, %s", device.uid, device.device_name, device.device_address)
         stream.begin(last_id, joined.id)
-        stream.attach(transport, system_events.connected(device.device_address), self._lost)
+        stream.attach(transport, system_events.connected(device.device_address), self._lost, head)
         self._heartbeats.add(stream)
         if last_id is not None and last_id > joined.id:
             # An id that this data set never gave, so lost with another: waiting for a greater one could take for ever.

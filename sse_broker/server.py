@@ -5,25 +5,22 @@ signals are obeyed. It knows every part and none of their insides.
 import asyncio
 import logging
 import signal
-import socket
 import ssl
 import sys
 import time
 from collections.abc import Callable
-
-from aiohttp import web
 
 from sse_broker import logs
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
 from sse_broker.config import Config, ServerConfig, with_random_secret
 from sse_broker.errors import BrokerError, ConfigError
-from sse_broker.listener import BACKLOG, listen, public_address
+from sse_broker.listener import listen, public_address
 from sse_broker.memory import MemoryBackend
 from sse_broker.redis_backend import RedisBackend
 from sse_broker.tokens import Tokens
-from sse_broker.web import application
-from sse_broker.web import runner as make_runner
+from sse_broker.web_api import Api
+from sse_broker.web_door import HttpServer
 from sse_broker.windows_console import ConsoleHandler
 
 log = logging.getLogger(__name__)
@@ -77,10 +74,10 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None) -> None
     if not config.jwt.secret:
         log.warning("jwt.secret is not set: tokens are signed with a random secret that ends with this process")
         config = with_random_secret(config)
-    tokens = Tokens(config.jwt.secret, config.jwt.previous_secrets)
+    http = HttpServer(Api(broker, Tokens(config.jwt.secret, config.jwt.previous_secrets), config))
     try:
         await broker.start()
-        runner = await _start_http(broker, tokens, config, sockets, ssl_context)
+        await http.start(sockets, ssl_context)
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -90,28 +87,13 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None) -> None
     if on_ready is not None:
         on_ready(url)
     await stop.wait()
-    await _shut_down(broker, runner, config.server.drain_seconds, stop)
+    await _shut_down(broker, http, config.server.drain_seconds, stop)
 
 
-async def _start_http(
-    broker: Broker,
-    tokens: Tokens,
-    config: Config,
-    sockets: list[socket.socket],
-    ssl_context: ssl.SSLContext | None,
-) -> web.AppRunner:
-    runner = make_runner(application(broker, tokens, config), config)
-    await runner.setup()
-    for sock in sockets:
-        await web.SockSite(runner, sock, backlog=BACKLOG, ssl_context=ssl_context).start()
-    return runner
-
-
-async def _shut_down(broker: Broker, runner: web.AppRunner, drain_seconds: float, stop: "Stop") -> None:
+async def _shut_down(broker: Broker, http: HttpServer, drain_seconds: float, stop: "Stop") -> None:
     log.info("stopping: %d streams to end", len(broker.registry))
     deadline = time.monotonic() + drain_seconds
-    for site in list(runner.sites):
-        await site.stop()
+    http.stop_listening()
     # A second of the time is for what follows.
     drain = asyncio.create_task(broker.drain(max(0.0, drain_seconds - 1)), name="drain")
     forced = asyncio.create_task(stop.wait_again(), name="second signal")
@@ -119,7 +101,7 @@ async def _shut_down(broker: Broker, runner: web.AppRunner, drain_seconds: float
     for task in (drain, forced):
         task.cancel()
     await asyncio.gather(drain, forced, return_exceptions=True)
-    await runner.cleanup()
+    await http.close()
     try:
         await asyncio.wait_for(broker.close(), max(0.5, deadline - time.monotonic()))
     except TimeoutError:

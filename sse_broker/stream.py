@@ -80,14 +80,16 @@ class Stream:
 
     # --- life ---
 
-    def attach(self, transport: Transport, opening: Block, on_lost: Callable[["Stream"], None]) -> None:
-        """Take the transport and write the opening; `on_lost` is called once, when it is gone, however it went.
+    def attach(
+        self, transport: Transport, opening: Block, on_lost: Callable[["Stream"], None], head: bytes = b""
+    ) -> None:
+        """Take the transport and write the opening, behind the response's `head` in one write; `on_lost` is called once, when it is gone, however it went.
 
         A stream that was ended while it had no transport yet says so now.
         """
         self._transport = transport
         self._on_lost = on_lost
-        self._put(transport, opening.chunk if self._chunked else opening.plain)
+        self._put(transport, head + (opening.chunk if self._chunked else opening.plain))
         if self._last_block is not None:
             self._close_with(self._last_block)
 

@@ -4,17 +4,19 @@ how a client says who it is and what it has; what happens to the stream is the b
 
 import asyncio
 import re
+from dataclasses import dataclass
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
-from sse_broker.broker import Broker
-from sse_broker.errors import BadRequest, Unauthorized
+from sse_broker.backend import Joined
+from sse_broker.errors import BadRequest, MethodNotAllowed, Unauthorized
 from sse_broker.frame import MAX_ID, check_text
 from sse_broker.presence import Reason
 from sse_broker.stream import Stream
-from sse_broker.tokens import Tokens
-from sse_broker.web_params import MAX_NAME_CHARS, Params, query_params
+from sse_broker.web_api import Api, Head, bearer, client_of
+from sse_broker.web_params import MAX_NAME_CHARS, Params, query_values
 
+ALLOW = "GET, OPTIONS"
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-cache, no-transform",
@@ -22,22 +24,40 @@ STREAM_HEADERS = {
 }
 
 
-async def open_stream(
-    request: web.Request, broker: Broker, tokens: Tokens, client_address: str, headers: dict[str, str]
-) -> web.StreamResponse:
-    """Open an event stream and return once it is live and aiohttp is rid of its connection.
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A stream whose device is present, and what it needs to go on with."""
 
-    `headers` are added to the response's. Raises: BadRequest, Unauthorized, Unavailable.
+    stream: Stream
+    joined: Joined
+    last_id: int | None
+
+
+async def joined_stream(api: Api, head: Head, *, chunked: bool) -> Opening:
+    """Check who asks for a stream and make the device present; the caller gives it a transport, or has it leave.
+
+    Raises: BadRequest, MethodNotAllowed, Unauthorized, Unavailable.
     """
-    params = query_params(request)
-    device_name = _device_name(request, params)
-    claims = tokens.verify(_token(request, params))
+    if head.method != "GET":
+        raise MethodNotAllowed("/events takes GET")
+    params = Params(query_values(head.target))
+    device_name = _device_name(head, params)
+    claims = api.tokens.verify(_token(head, params))
     if claims.device_name is not None and claims.device_name != device_name:
         raise Unauthorized("the token is bound to another device than 'device' names")
-    last_id = _last_id(request, params)
+    last_id = _last_id(head, params)
+    stream = api.broker.new_stream(claims, device_name, client_of(head, api.config), chunked=chunked)
+    return Opening(stream, await api.broker.join(stream, last_id), last_id)
+
+
+async def open_stream(api: Api, head: Head, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+    """Open an event stream and return once it is live and aiohttp is rid of its connection.
+
+    `headers` are added to the response's. Raises: as `joined_stream`.
+    """
     chunked = request.version >= (1, 1)
-    stream = broker.new_stream(claims, device_name, client_address, chunked=chunked)
-    joined = await broker.join(stream, last_id)
+    opening = await joined_stream(api, head, chunked=chunked)
+    stream = opening.stream
     try:
         response = web.StreamResponse(headers=STREAM_HEADERS | headers)
         if chunked:
@@ -47,13 +67,13 @@ async def open_stream(
         await response.prepare(request)
         transport = take_over(request, stream)
         if transport is None:
-            broker.leave(stream)
+            api.broker.leave(stream)
         else:
-            await broker.run(stream, transport, joined, last_id)
+            await api.broker.run(stream, transport, opening.joined, opening.last_id)
     except ConnectionError:  # the client left while its device joined
-        broker.leave(stream)
+        api.broker.leave(stream)
     except BaseException:
-        broker.leave(stream)
+        api.broker.leave(stream)
         stream.abort(Reason.DISCONNECT)
         raise
     return response
@@ -79,21 +99,15 @@ def take_over(request: web.Request, stream: Stream) -> asyncio.Transport | None:
     return transport
 
 
-def _token(request: web.Request, params: Params) -> str:
-    token = request.headers.get("X-SSE-TOKEN") or bearer(request) or params.text("token")
+def _token(head: Head, params: Params) -> str:
+    token = head.headers.get("X-SSE-TOKEN") or bearer(head) or params.text("token")
     if not token:
         raise Unauthorized("'token' is missing")
     return token
 
 
-def bearer(request: web.Request) -> str | None:
-    """Return what stands behind `Authorization: Bearer`, if anything does (RFC 6750, section 2.1)."""
-    scheme, _, credentials = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    return credentials.strip() or None if scheme.lower() == "bearer" else None
-
-
-def _device_name(request: web.Request, params: Params) -> str:
-    name = request.headers.get("X-SSE-DEVICE")
+def _device_name(head: Head, params: Params) -> str:
+    name = head.headers.get("X-SSE-DEVICE")
     if not name:
         return params.required_text("device", max_chars=MAX_NAME_CHARS)
     if len(name) > MAX_NAME_CHARS:
@@ -101,9 +115,9 @@ def _device_name(request: web.Request, params: Params) -> str:
     return check_text("device", name)
 
 
-def _last_id(request: web.Request, params: Params) -> int | None:
+def _last_id(head: Head, params: Params) -> int | None:
     # A browser's reconnect sends a fresh header and a stale URL, so the header wins.
-    text = request.headers.get("Last-Event-ID") or request.headers.get("X-SSE-ID") or params.text("id")
+    text = head.headers.get("Last-Event-ID") or head.headers.get("X-SSE-ID") or params.text("id")
     if not text:
         return None
     if not re.fullmatch("[0-9]{1,16}", text):

@@ -22,6 +22,7 @@ MAX_FIELDS = 1_000
 # Of one list. Each name costs Redis and the loop 15 µs, in one piece, since a frame has one place in the order.
 MAX_NAMES = 10_000
 
+JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
 
@@ -104,20 +105,36 @@ class Params:
         return number
 
 
-def query_params(request: web.Request) -> Params:
-    """Return the query's parameters. Raises: BadRequest."""
-    return Params(_query_values(request))
+def query_values(target: str) -> dict[str, object]:
+    """Return the parameters in a request's target. Raises: BadRequest."""
+    # The raw text: a lenient decoder would change what it can not decode, and this must be exact or refused.
+    query = target.partition("#")[0].partition("?")[2]
+    return _form_values(query, "query") if query else {}
 
 
-async def request_params(request: web.Request) -> Params:
-    """Return the query's parameters, and for a POST with a body those of the body, which win.
+async def request_values(request: web.Request) -> dict[str, object]:
+    """Return the parameters in the body that aiohttp reads. Raises: BadRequest, PayloadTooLarge, UnsupportedMedia."""
+    if not request.body_exists:
+        return {}
+    kind = request.content_type
+    _check_kind(kind)
+    return body_values(await _read(request), kind, request.charset, request.headers.get(hdrs.CONTENT_TYPE, ""))
 
-    Raises: BadRequest, PayloadTooLarge, UnsupportedMedia.
+
+def body_values(body: bytes, kind: str, charset: str | None, content_type: str) -> dict[str, object]:
+    """Return the parameters in a body of media type `kind`; `content_type` is the whole header.
+
+    Raises: BadRequest, UnsupportedMedia.
     """
-    values = _query_values(request)
-    if request.method == "POST" and request.body_exists:
-        values.update(await _body_values(request))
-    return Params(values)
+    _check_kind(kind)
+    if kind == MULTIPART:
+        return _gathered(parse_form(body, content_type, MAX_FIELDS))
+    if kind == FORM:
+        return _form_values(form_text(body, charset, "the body"), "body")
+    value = parse_json(body) if body else {}
+    if not isinstance(value, dict):
+        raise BadRequest("the JSON body must be an object of parameters")
+    return value
 
 
 def parse_json(text: str | bytes) -> object:
@@ -136,11 +153,6 @@ def _refuse_constant(constant: str) -> NoReturn:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _query_values(request: web.Request) -> dict[str, object]:
-    # The raw text: a lenient decoder would change what it can not decode, and this must be exact or refused.
-    return _form_values(request.raw_path.partition("#")[0].partition("?")[2], "query")
-
-
 @contextmanager
 def body_errors(request: web.Request) -> Iterator[None]:
     """Turn what the reading of a body may raise into the errors of the API."""
@@ -152,19 +164,9 @@ def body_errors(request: web.Request) -> Iterator[None]:
         raise BadRequest("the body is incomplete or its encoding is broken") from None
 
 
-async def _body_values(request: web.Request) -> dict[str, object]:
-    kind = request.content_type
-    if kind not in (FORM, MULTIPART, "application/json") and not kind.endswith("+json"):
-        raise UnsupportedMedia(f"the content type must be application/json, {FORM} or {MULTIPART}, not '{kind}'")
-    body = await _read(request)
-    if kind == MULTIPART:
-        return _gathered(parse_form(body, request.headers.get(hdrs.CONTENT_TYPE, ""), MAX_FIELDS))
-    if kind == FORM:
-        return _form_values(form_text(body, request.charset, "the body"), "body")
-    value = parse_json(body) if body else {}
-    if not isinstance(value, dict):
-        raise BadRequest("the JSON body must be an object of parameters")
-    return value
+def _check_kind(kind: str) -> None:
+    if kind != JSON and kind not in (FORM, MULTIPART) and not kind.endswith("+json"):
+        raise UnsupportedMedia(f"the content type must be {JSON}, {FORM} or {MULTIPART}, not '{kind}'")
 
 
 async def _read(request: web.Request) -> bytes:

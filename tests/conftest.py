@@ -117,6 +117,12 @@ async def open_stream() -> AsyncIterator[Callable[..., Awaitable[EventClient]]]:
     await asyncio.gather(*(client.close() for client in clients))
 
 
+@pytest.fixture(params=["short way", "aiohttp's way"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a test run with each of the two ways that a request may take through the HTTP server."""
+    monkeypatch.setattr(ServedBroker, "short_way", request.param == "short way")
+
+
 @pytest.fixture(params=["embedded", "redis"])
 async def serve(request: pytest.FixtureRequest, redis_server: RedisServer) -> AsyncIterator[Serve]:
     """A function that serves a broker within the test's process, on each backend, with the arguments of ServedBroker.

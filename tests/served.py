@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import jwt
-from aiohttp import web
 
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
@@ -22,10 +21,11 @@ from sse_broker.config import Config
 from sse_broker.listener import listen, public_address
 from sse_broker.server import make_backend
 from sse_broker.tokens import Tokens
-from sse_broker.web import application
-from sse_broker.web import runner as make_runner
+from sse_broker.web_api import Api
+from sse_broker.web_door import HttpServer
 from tests.broker_process import SECRET, RedisKind
-from tests.event_client import Api, EventClient
+from tests.event_client import Api as ApiClient
+from tests.event_client import EventClient
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -58,8 +58,10 @@ class Trouble(logging.Handler):
 class ServedBroker:
     """One instance with its HTTP server; use with `async with`. `api` calls its endpoints, with the first API key.
 
-    `wrap` may put something between the broker and its backend.
+    `wrap` may put something between the broker and its backend. The fixture `both_ways` sets `short_way`.
     """
+
+    short_way = True
 
     def __init__(
         self,
@@ -103,13 +105,11 @@ class ServedBroker:
         self._steps.append(self.broker.close)
         await self.broker.start()
         tokens = Tokens(self.config.jwt.secret, self.config.jwt.previous_secrets)
-        self.runner = make_runner(application(self.broker, tokens, self.config), self.config)
-        await self.runner.setup()
-        self._steps.append(self.runner.cleanup)
-        for sock in sockets:
-            await web.SockSite(self.runner, sock).start()
+        self.http = HttpServer(Api(self.broker, tokens, self.config), short_way=self.short_way)
+        self._steps.append(self.http.close)
+        await self.http.start(sockets)
         keys = self.config.api.keys
-        self.api = await Api(self.base_url, keys[0] if keys else None).__aenter__()
+        self.api = await ApiClient(self.base_url, keys[0] if keys else None).__aenter__()
         self._steps.append(self.api.close)
 
     async def stop(self) -> None:
@@ -123,6 +123,12 @@ class ServedBroker:
     def assert_no_trouble(self) -> None:
         """Check that nothing was logged as an error or with a traceback."""
         assert not self.trouble.lines, "\n".join(self.trouble.lines)
+
+    def connection_count(self) -> int:
+        """Return how many connections the HTTP server has, streams not among them."""
+        server = self.http.runner.server
+        assert server is not None
+        return len(self.http.doors) + len([one for one in server.connections if one.transport is not None])
 
     @property
     def address(self) -> str:

@@ -27,15 +27,18 @@ LAYERS = (
     ("access", "answers", "web_jwks", "delivery", "heartbeats", "memory", "redis_client", "redis_entries", "logs"),
     ("redis_lane", "redis_bus", "redis_touches", "access_log", "gate"),
     ("broker", "redis_backend"),
-    ("pages", "web_batch", "web_events"),
+    ("pages", "web_batch"),
+    ("web_api",),
+    ("web_events",),
     ("web",),
+    ("web_door",),
     ("server",),
     ("cli",),
     ("__main__", "desktop"),
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
-WEB = {"web", "web_batch", "web_events", "web_params", "web_jwks", "pages", "access_log", "server"}
+WEB = {"web", "web_batch", "web_door", "web_events", "web_params", "web_jwks", "pages", "access_log", "server"}
 REDIS = {name for name in LAYER_OF if name.startswith("redis_")}
 # Third-party package: the modules that may import it.
 ALLOWED = {

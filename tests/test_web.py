@@ -16,6 +16,8 @@ from tests.event_client import Answer, Api
 from tests.redis_servers import RedisServer
 from tests.served import Serve, ServedBroker
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 WAYS = ["query", "json", "form", "multipart"]
 ENDPOINTS = ["/token", "/send", "/info", "/kick"]
 

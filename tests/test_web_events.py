@@ -16,12 +16,15 @@ from sse_broker.backend import Joined
 from sse_broker.memory import MemoryBackend
 from sse_broker.presence import Device
 from sse_broker.stream import Stream
+from sse_broker.web_door import Door
 from tests.broker_process import SECRET
 from tests.event_client import EventClient
 from tests.raw_http import RawConnection, exchange, request_bytes
 from tests.redis_servers import RedisServer
 from tests.served import Serve, ServedBroker
 from tests.waiting import until
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 async def offline(broker: ServedBroker, device: str, *, seconds: float = 10) -> None:
@@ -286,12 +289,10 @@ def test_nothing_of_aiohttp_is_left_for_an_open_stream(on_loop: OnLoop) -> None:
     async def scenario() -> None:
         async with ServedBroker({"sse": {"heartbeat_interval": 0.5}}) as broker:
             await broker.api.info()
-            server = broker.runner.server
-            assert server is not None
 
             def books() -> tuple[int, ...]:
-                tasks, connections = len(asyncio.all_tasks()), len(server.connections)
-                return tasks, connections, held(web.BaseRequest, web.StreamResponse, RequestHandler)
+                tasks, connections = len(asyncio.all_tasks()), broker.connection_count()
+                return tasks, connections, held(web.BaseRequest, web.StreamResponse, RequestHandler, Door)
 
             before = books()
             clients = [await broker.client("u", f"d{number}").open() for number in range(20)]
@@ -382,9 +383,7 @@ def test_a_client_that_leaves_while_it_joins_leaves_no_ghost(on_loop: OnLoop, ab
             await connection.send(request_bytes("GET", target))
             await until(lambda: backend.joining, what="join begun")
             await connection.close(abrupt=abrupt)
-            server = broker.runner.server
-            assert server is not None
-            await until(lambda: not [one for one in server.connections if one.transport is not None], what="noticed")
+            await until(lambda: not broker.connection_count(), what="noticed")
             backend.may_join.set()
             await until(lambda: not len(broker.broker.registry), what="stream forgotten")
             assert (await broker.api.info()).result["device_count"] == 0
