@@ -74,9 +74,10 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None) -> None
     if not config.jwt.secret:
         log.warning("jwt.secret is not set: tokens are signed with a random secret that ends with this process")
         config = with_random_secret(config)
-    http = HttpServer(Api(broker, Tokens(config.jwt.secret, config.jwt.previous_secrets), config))
     try:
         await broker.start()
+        tokens = Tokens(config.jwt.secret, config.jwt.previous_secrets)
+        http = HttpServer(Api(broker, tokens, config))
         await http.start(sockets, ssl_context)
     except BaseException:
         for sock in sockets:
