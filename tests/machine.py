@@ -4,8 +4,10 @@ its own processes and a real systemd, which ends with the test. Needs root. Know
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,18 +17,22 @@ from tests.waiting import until
 
 # No mount and no process is left behind however the test ends: the kernel ends what is in here with its first process.
 NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
-# Nothing that this machine has set
-# to start is to start in there: only systemd and its journal.
+# Nothing that this machine has set to start is to start in there: only systemd and its journal. A control group of its
+# own keeps it apart from another one at the same time.
 BOOT = """
 set -eu
+for top in CGROUPS; do
+    [ ! -f "$top/cgroup.procs" ] || { mkdir "$top/$2"; echo 0 > "$top/$2/cgroup.procs"; }
+done
 mount -t tmpfs none "$1"
 mkdir "$1/changes" "$1/work" "$1/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/changes,workdir=$1/work" "$1/root"
 rm -rf "$1"/root/etc/systemd/system/*
 echo 0123456789abcdef0123456789abcdef > "$1/root/etc/machine-id"
 exec systemd-nspawn --quiet --directory "$1/root" --boot --register=no --keep-unit --console=pipe \
-    --kill-signal=SIGRTMIN+3 --machine "test-$$" systemd.unit=basic.target
+    --kill-signal=SIGRTMIN+3 --machine "$2" systemd.unit=basic.target
 """
+CGROUPS = ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 
 
 class Machine:
@@ -34,6 +40,7 @@ class Machine:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="machine-")
+        self._name = Path(self._folder.name).name.replace("_", "0")
         self._process: ChildProcess | None = None
         self._init = 0
 
@@ -46,7 +53,15 @@ class Machine:
         folder = Path(self._folder.name)
         (folder / "disk").mkdir()
         self._process = ChildProcess(
-            [*NAMESPACES, "sh", "-c", BOOT, "sh", str(folder / "disk")],
+            [
+                *NAMESPACES,
+                "sh",
+                "-c",
+                BOOT.replace("CGROUPS", " ".join(CGROUPS)),
+                "sh",
+                str(folder / "disk"),
+                self._name,
+            ],
             folder / "output.txt",
         )
         try:
@@ -96,7 +111,16 @@ class Machine:
     async def _end(self) -> None:
         assert self._process is not None
         await self._process.kill()
+        await until(self._cgroups_removed, what="end of the machine's control groups", pause_seconds=0.05)
         self._folder.cleanup()
+
+    def _cgroups_removed(self) -> bool:
+        tops = [Path(top, self._name) for top in CGROUPS]
+        for top in filter(Path.exists, tops):
+            for folder, _, _ in os.walk(top, topdown=False):
+                with suppress(OSError):  # its last process has not ended yet
+                    os.rmdir(folder)
+        return not any(map(Path.exists, tops))
 
 
 def _child(pid: int) -> int:
