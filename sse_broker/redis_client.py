@@ -127,8 +127,7 @@ class RedisClient:
             return master
         if self._config.is_cluster:
             nodes = [ClusterNode(host, port) for host, port in self._config.addresses]
-            del options["retry"]
-            return RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=1, **options)
+            return RedisCluster(startup_nodes=nodes, **options | {"retry": Retry(NoBackoff(), 1)})
         host, port = self._config.addresses[0]
         ssl = options.pop("ssl", False)
         pool = ConnectionPool(
