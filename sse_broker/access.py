@@ -12,28 +12,30 @@ from sse_broker.tokens import TokenRules, Tokens
 CORS_MAX_AGE_SECONDS = 600
 CORS_HEADERS = "Authorization, Content-Type, Last-Event-ID, X-SSE-API-Key, X-SSE-DEVICE, X-SSE-ID, X-SSE-TOKEN"
 
+_EXPOSED = {"Access-Control-Expose-Headers": "Retry-After"}
+
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """The web sites whose pages may use this broker, by exact origin; `*` is every site, without cookies."""
+    """The web sites whose pages may use this broker, by exact origin; `every` is any site, without cookies.
+
+    `credentials`: pages of named sites may let their visitors' cookies speak, since a token may stand in one.
+    """
 
     named: frozenset[str] = frozenset()
     every: bool = False
+    credentials: bool = False
 
     def headers(self, origin: str) -> dict[str, str]:
         """Return what an answer to a page of this origin says, `origin` as the browser sent it, empty without one."""
         if not self.named and not self.every:
             return {}
         if origin in self.named:
-            # Cookies, and so credentials, only for sites that are named: with `*` any page could act for its visitor.
-            return {
-                "Vary": "Origin",
-                "Access-Control-Allow-Origin": origin,
-                "Access-Control-Allow-Credentials": "true",
-                "Access-Control-Expose-Headers": "Retry-After",
-            }
+            headers = {"Vary": "Origin", "Access-Control-Allow-Origin": origin} | _EXPOSED
+            # Only for sites that are named: with `*` any page could act for its visitor.
+            return headers | {"Access-Control-Allow-Credentials": "true"} if self.credentials else headers
         if self.every:
-            return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "Retry-After"}
+            return {"Access-Control-Allow-Origin": "*"} | _EXPOSED
         return {"Vary": "Origin"}
 
     def preflight(self, origin: str, methods: str) -> dict[str, str]:
@@ -72,7 +74,7 @@ def access_of(config: Config, public_keys: PublicKeys | None = None) -> Access:
     return Access(
         ApiKeys(key for _, key in config.api.parsed_keys),
         Tokens(jwt.secret, jwt.previous_secrets, rules=rules, public_keys=public_keys),
-        Origins(frozenset(origins) - {"*"}, "*" in origins),
+        Origins(frozenset(origins) - {"*"}, "*" in origins, bool(jwt.cookie)),
         config.limits,
         jwt.expire,
         jwt.cookie,

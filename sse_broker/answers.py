@@ -8,6 +8,8 @@ from sse_broker.clock import local_text
 from sse_broker.presence import Instance, device_id_of
 
 CONTENT_TYPE = "application/json; charset=utf-8"
+# An answer may hold a token, so nobody keeps it; and it is JSON, whatever a browser thinks that it sees in it.
+HEADERS = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 def body(code: int, message: str, micro: int, result: object) -> bytes:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Callable[[str], None] |
     """
     arguments = _parser().parse_args(argv)
     try:
-        _run(config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port), on_ready)
+        _run(lambda: config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port), on_ready)
     except KeyboardInterrupt:
         # Ctrl-C before the server took over the signal, or a second one that did not want to wait.
         return EXIT_OK
@@ -64,11 +64,12 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Callable[[str], None] |
     return EXIT_OK
 
 
-def _run(settings: config.Config, on_ready: Callable[[str], None] | None) -> None:
+def _run(read: Callable[[], config.Config], on_ready: Callable[[str], None] | None) -> None:
+    settings = read()
     # Late, so that --help, --version and a bad configuration need not wait for aiohttp and redis.
     from sse_broker import server
 
-    server.run(settings, on_ready)
+    server.run(settings, on_ready, read)
 
 
 def _parser() -> argparse.ArgumentParser:

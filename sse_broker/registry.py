@@ -2,8 +2,10 @@
 is decided where it is published.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from sse_broker.limits import address_key
 from sse_broker.stream import Stream
 
 
@@ -13,6 +15,8 @@ class Registry:
     def __init__(self) -> None:
         self._by_connection: dict[str, Stream] = {}
         self._by_device: dict[str, list[Stream]] = {}
+        self._of_user: Counter[str] = Counter()
+        self._of_address: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._by_connection)
@@ -25,6 +29,8 @@ class Registry:
         device = stream.device
         self._by_connection[device.connection_id] = stream
         self._by_device[device.device_id] = [*self._by_device.get(device.device_id, ()), stream]
+        self._of_user[device.uid] += 1
+        self._of_address[address_key(device.device_address)] += 1
 
     def remove(self, stream: Stream) -> bool:
         """Take a stream out; return whether it was in."""
@@ -36,7 +42,17 @@ class Registry:
             self._by_device[device.device_id] = left
         else:
             del self._by_device[device.device_id]
+        _count_down(self._of_user, device.uid)
+        _count_down(self._of_address, address_key(device.device_address))
         return True
+
+    def count_of_user(self, uid: str) -> int:
+        """Return how many streams a user has here."""
+        return self._of_user[uid]
+
+    def count_of_address(self, address: str) -> int:
+        """Return how many streams come from an address, with all that are limited together with it."""
+        return self._of_address[address_key(address)]
 
     def connection(self, connection_id: str) -> Stream | None:
         """Return the stream of this connection id."""
@@ -51,3 +67,9 @@ class Registry:
         """Choose the streams of these devices."""
         for device_id in device_ids:
             yield from self._by_device.get(device_id, ())
+
+
+def _count_down(counts: Counter[str], name: str) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]

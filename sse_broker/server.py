@@ -5,27 +5,30 @@ signals are obeyed. It knows every part and none of their insides.
 import asyncio
 import logging
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Callable
 
 from sse_broker import logs
+from sse_broker.access import access_of, public_keys_of
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
-from sse_broker.config import Config, ServerConfig, with_random_secret
-from sse_broker.errors import BrokerError, ConfigError
+from sse_broker.config import Config, with_random_secret
+from sse_broker.errors import BrokerError
+from sse_broker.gate import Gate
 from sse_broker.listener import listen, public_address
 from sse_broker.memory import MemoryBackend
 from sse_broker.redis_backend import RedisBackend
-from sse_broker.tokens import Tokens
+from sse_broker.reload import Reloader, tls_context
 from sse_broker.web_api import Api
 from sse_broker.web_door import HttpServer
+from sse_broker.web_jwks import JwkSet
 from sse_broker.windows_console import ConsoleHandler
 
 log = logging.getLogger(__name__)
 
 OnReady = Callable[[str], None]
+ReadConfig = Callable[[], Config]
 
 # Descriptors kept free of streams: for back ends, Redis, logs.
 SPARE_FILES = 200
@@ -35,19 +38,23 @@ WINDOWS_HANDLES = 1 << 24
 PEER_TIMEOUT_HEARTBEATS = 1.5
 
 
-def run(config: Config, on_ready: OnReady | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; call `on_ready` with the base URL once requests are answered. Raises: StartError."""
+def run(config: Config, on_ready: OnReady | None = None, read: ReadConfig | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; call `on_ready` with the base URL once requests are answered.
+
+    `read` gives the configuration anew at SIGHUP. Raises: StartError.
+    """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(config, on_ready))
+        runner.run(serve(config, on_ready, read))
 
 
-async def serve(config: Config, on_ready: OnReady | None = None) -> None:
+async def serve(config: Config, on_ready: OnReady | None = None, read: ReadConfig | None = None) -> None:
     """Start everything, wait for a signal to end, and stop everything. Raises: StartError."""
     log_files = logs.setup(config.server)
     stop = Stop()
-    stop.install(log_files.reopen)
+    stop.on_hangup(log_files.reopen)
+    stop.install()
     try:
-        await _serve(config, stop, on_ready)
+        await _serve(config, stop, on_ready, read or (lambda: config))
     except BrokerError:
         raise
     except Exception:
@@ -57,8 +64,13 @@ async def serve(config: Config, on_ready: OnReady | None = None) -> None:
         log_files.close()
 
 
-async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None) -> None:
+async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: ReadConfig) -> None:
+    made_up = not config.jwt.secret
+    config = with_random_secret(config)
     ssl_context = tls_context(config.server)
+    public_keys = public_keys_of(config)
+    gate = Gate(access_of(config, public_keys))
+    reloader = Reloader(config, read, gate, public_keys, ssl_context)
     sockets = listen(
         config.server.host,
         config.server.port,
@@ -71,24 +83,30 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None) -> None
         max_buffer_bytes=config.sse.max_buffer_bytes,
         max_streams=config.server.max_connections or file_limit() - SPARE_FILES,
     )
-    if not config.jwt.secret:
+    if made_up:
         log.warning("jwt.secret is not set: tokens are signed with a random secret that ends with this process")
-        config = with_random_secret(config)
+    jwks = JwkSet(config.jwt.jwks_url, public_keys, config.jwt.jwks_refresh) if config.jwt.jwks_url else None
     try:
+        if jwks is not None:
+            await jwks.start()
         await broker.start()
-        tokens = Tokens(config.jwt.secret, config.jwt.previous_secrets)
-        http = HttpServer(Api(broker, tokens, config))
+        http = HttpServer(Api(broker, gate, config, jwks))
         await http.start(sockets, ssl_context)
     except BaseException:
         for sock in sockets:
             sock.close()
         await broker.close()
+        if jwks is not None:
+            await jwks.close()
         raise
+    stop.on_hangup(reloader.reload)
     url = _say_where(broker.instance.address, config)
     if on_ready is not None:
         on_ready(url)
     await stop.wait()
     await _shut_down(broker, http, config.server.drain_seconds, stop)
+    if jwks is not None:
+        await jwks.close()
 
 
 async def _shut_down(broker: Broker, http: HttpServer, drain_seconds: float, stop: "Stop") -> None:
@@ -111,14 +129,17 @@ async def _shut_down(broker: Broker, http: HttpServer, drain_seconds: float, sto
 
 
 class Stop:
-    """Signals, as the loop sees them: SIGTERM and SIGINT end the program, a second one at once; SIGHUP reopens logs."""
+    """Signals, as the loop sees them: SIGTERM and SIGINT end the program, a second one at once; SIGHUP has logs reopened and
+    the configuration read again.
+    """
 
     def __init__(self) -> None:
         self._first = asyncio.Event()
         self._second = asyncio.Event()
         self._console: ConsoleHandler | None = None
+        self._on_hangup: list[Callable[[], None]] = []
 
-    def install(self, on_hangup: Callable[[], None]) -> None:
+    def install(self) -> None:
         """Take over the process's signals."""
         loop = asyncio.get_running_loop()
         self._console = ConsoleHandler(lambda: loop.call_soon_threadsafe(self.request))
@@ -126,7 +147,15 @@ class Stop:
             return
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request)
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def on_hangup(self, callback: Callable[[], None]) -> None:
+        """Have something done at SIGHUP, after what was asked for before."""
+        self._on_hangup.append(callback)
+
+    def _hang_up(self) -> None:
+        for callback in self._on_hangup:
+            callback()
 
     def request(self) -> None:
         """Ask for the end; asking twice means now."""
@@ -148,23 +177,6 @@ def make_backend(config: Config) -> Backend:
     return MemoryBackend(
         max_frames=config.sse.device_frame_cache_size, expire_seconds=config.sse.device_frame_cache_expire
     )
-
-
-def tls_context(server: ServerConfig) -> ssl.SSLContext | None:
-    """Return what the listener needs for TLS 1.2 and newer; None when it serves plain HTTP. Raises: ConfigError."""
-    if not server.tls_cert:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(server.tls_cert, server.tls_key)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(
-            f"server.tls_cert {server.tls_cert} and server.tls_key {server.tls_key} can not be used: {reason}"
-        ) from None
-    return context
 
 
 def file_limit() -> int:

@@ -55,6 +55,10 @@ class PublicKeys:
     def __bool__(self) -> bool:
         return self._awaits or len(self) > 0
 
+    def replace_fixed(self, keys: Iterable[PublicKey]) -> None:
+        """Take other keys of files."""
+        self._fixed = tuple(keys)
+
     def replace_fetched(self, keys: Iterable[PublicKey]) -> None:
         """Take the keys of a JWK set in place of those that it held before."""
         self._fetched = tuple(keys)

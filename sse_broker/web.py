@@ -10,10 +10,9 @@ from aiohttp import hdrs, web
 
 from sse_broker import answers, pages
 from sse_broker.access_log import AccessLogger, server_logger
-from sse_broker.broker import Broker
+from sse_broker.api_keys import Caller
 from sse_broker.config import Config
 from sse_broker.errors import BrokerError
-from sse_broker.tokens import Tokens
 from sse_broker.web_api import ENDPOINTS, Answer, Api, Body, Endpoint, Head, answer, cors, failure, preflight, send
 from sse_broker.web_batch import NDJSON, send_lines
 from sse_broker.web_events import ALLOW, open_stream
@@ -27,10 +26,10 @@ LINGERING_SECONDS = 2.0
 API_KEY = web.AppKey("api", Api)
 
 
-def application(broker: Broker, tokens: Tokens, config: Config) -> web.Application:
+def application(api: Api) -> web.Application:
     """Return the application that serves a started broker."""
-    app = web.Application(client_max_size=config.server.max_body_bytes)
-    app[API_KEY] = Api(broker, tokens, config)
+    app = web.Application(client_max_size=api.config.server.max_body_bytes)
+    app[API_KEY] = api
     for path, endpoint in (ENDPOINTS | {"/send": send_or_lines}).items():
         app.router.add_route("*", path, _handler(endpoint))
     app.router.add_route("*", "/events", events)
@@ -57,11 +56,11 @@ def runner(app: web.Application, config: Config) -> web.AppRunner:
     )
 
 
-async def send_or_lines(api: Api, head: Head, body: Body) -> object:
+async def send_or_lines(api: Api, head: Head, body: Body, caller: Caller) -> object:
     """Send what the parameters say, or each line of a body that is read piece by piece."""
     if isinstance(body, AiohttpBody) and body.request.content_type == NDJSON and head.method == hdrs.METH_POST:
-        return await send_lines(api.broker, body.request, api.config.server.max_body_bytes)
-    return await send(api, head, body)
+        return await send_lines(api.broker, api.gate, caller, body.request, api.config.server.max_body_bytes)
+    return await send(api, head, body, caller)
 
 
 async def events(request: web.Request) -> web.StreamResponse:
@@ -69,9 +68,9 @@ async def events(request: web.Request) -> web.StreamResponse:
     api = request.app[API_KEY]
     head = _head(request)
     started = time.perf_counter_ns()
-    headers = cors(head, api.config)
+    headers = cors(api, head)
     if head.method == hdrs.METH_OPTIONS:
-        return _response(preflight(headers, "GET"))
+        return _response(preflight(api, head, "GET"))
     try:
         return await open_stream(api, head, request, headers)
     except BrokerError as error:
@@ -81,7 +80,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 async def not_found(request: web.Request) -> web.Response:
     """Answer for every other path."""
     body = answers.body(404, f"there is no {request.path[:200]} here; see / for what there is", 0, "")
-    return web.Response(status=404, body=body, headers={"Content-Type": answers.CONTENT_TYPE})
+    return web.Response(status=404, body=body, headers=answers.HEADERS)
 
 
 class AiohttpBody:

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Sequence
 
 from aiohttp import StreamReader, web
 
+from sse_broker.api_keys import Caller
 from sse_broker.broker import Broker
-from sse_broker.errors import BadRequest, BrokerError, PayloadTooLarge, Unavailable, UnsupportedMedia
+from sse_broker.errors import BadRequest, BrokerError, PayloadTooLarge, TooManyRequests, Unavailable, UnsupportedMedia
+from sse_broker.gate import Gate
 from sse_broker.presence import device_id_of
 from sse_broker.target import Message, Target
 from sse_broker.web_params import Params, body_errors, content_encoding, parse_json
@@ -17,7 +19,6 @@ NDJSON = "application/x-ndjson"
 GROUP_MESSAGES = 128
 GROUP_NAMES = 1_000
 GROUP_CHARS = 256 * 1024
-MAX_MESSAGES = 100_000
 
 
 def message_of(params: Params) -> Message:
@@ -36,25 +37,29 @@ def target_of(params: Params) -> Target:
 class Batch:
     """Publishes messages as they come and collects what became of each: its count, or `{"code", "msg"}`."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, gate: Gate, caller: Caller) -> None:
         self._broker = broker
+        self._gate = gate
+        self._caller = caller
+        self._max_messages = gate.access.limits.batch_messages
         self._group: list[Message] = []
         self._places: list[int] = []
         self._names = self._chars = 0
-        self._failure: Unavailable | None = None
+        self._failure: Unavailable | TooManyRequests | None = None
         self._accepted = 0
         self.results: list[object] = []
 
     async def add(self, item: object) -> None:
         """Take the next message, an object of parameters or a line of JSON. Raises: PayloadTooLarge beyond the bound."""
-        if len(self.results) >= MAX_MESSAGES:
-            raise PayloadTooLarge(f"a batch holds at most {MAX_MESSAGES} messages")
+        if len(self.results) >= self._max_messages:
+            raise PayloadTooLarge(f"a batch holds at most {self._max_messages} messages")
         self.results.append(0)
         try:
             value = parse_json(item) if isinstance(item, bytes) else item
             if not isinstance(value, dict):
                 raise BadRequest("a message must be an object of parameters")
             message = message_of(Params(value))
+            self._gate.check_reach(self._caller, message.target)
             self._group.append(message)
             self._places.append(len(self.results) - 1)
             self._names += len(message.target.users) + len(message.target.devices)
@@ -65,7 +70,10 @@ class Batch:
             await self._publish()
 
     async def finish(self) -> list[object]:
-        """Publish the rest and return the results in order. Raises: Unavailable when nothing at all was accepted."""
+        """Publish the rest and return the results in order.
+
+        Raises: Unavailable or TooManyRequests when nothing at all was accepted.
+        """
         await self._publish()
         if self._failure is not None and not self._accepted:
             raise self._failure
@@ -79,33 +87,37 @@ class Batch:
             return
         if self._failure is None:
             try:
+                self._gate.admit_messages(self._caller, len(group))
                 for place, sent in zip(places, await self._broker.send(group), strict=True):
                     self.results[place] = sent.count
                 self._accepted += len(group)
                 return
-            except Unavailable as error:
+            except (Unavailable, TooManyRequests) as error:
                 self._failure = error
         for place in places:
             self.results[place] = {"code": self._failure.status, "msg": self._failure.message}
 
 
-async def send_list(broker: Broker, messages: object) -> list[object]:
-    """Send the messages of a JSON body. Raises: BadRequest, Unavailable."""
+async def send_list(broker: Broker, gate: Gate, caller: Caller, messages: object) -> list[object]:
+    """Send the messages of a JSON body. Raises: BadRequest, TooManyRequests, Unavailable."""
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise BadRequest("'messages' must be a list of objects")
-    batch = Batch(broker)
+    batch = Batch(broker, gate, caller)
     for message in messages:
         await batch.add(message)
     return await batch.finish()
 
 
-async def send_lines(broker: Broker, request: web.Request, max_line_bytes: int) -> list[object]:
-    """Send each line of the body as it arrives. Raises: BadRequest, PayloadTooLarge, UnsupportedMedia,
-    Unavailable.
+async def send_lines(
+    broker: Broker, gate: Gate, caller: Caller, request: web.Request, max_line_bytes: int
+) -> list[object]:
+    """Send each line of the body as it arrives.
+
+    Raises: BadRequest, PayloadTooLarge, UnsupportedMedia, TooManyRequests, Unavailable.
     """
     if content_encoding(request) is not None:
         raise UnsupportedMedia("newline-delimited JSON is taken without a content encoding")
-    batch = Batch(broker)
+    batch = Batch(broker, gate, caller)
     with body_errors(request):
         async for line in _lines(request.content, max_line_bytes):
             await batch.add(line)

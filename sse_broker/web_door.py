@@ -61,7 +61,7 @@ class HttpServer:
         self._short_way = short_way
         self._listeners: list[asyncio.Server] = []
         self._access = AccessLogger.trusting(config.server.trusted_networks)(logging.getLogger("aiohttp.access"), "")
-        self.runner = runner(application(api.broker, api.tokens, config), config)
+        self.runner = runner(application(api), config)
         self.max_body_bytes = min(MAX_BODY_BYTES, config.server.max_body_bytes)
         self._date_second = 0
         self._date = ""
@@ -277,7 +277,7 @@ class Door(asyncio.Protocol):
         started = time.perf_counter()
         started_ns = time.perf_counter_ns()
         api = self._server.api
-        headers = cors(head, api.config)
+        headers = cors(api, head)
         try:
             opening = await joined_stream(api, head, chunked=True)
         except BrokerError as error:

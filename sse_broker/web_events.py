@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from sse_broker.backend import Joined
-from sse_broker.errors import BadRequest, MethodNotAllowed, Unauthorized
+from sse_broker.errors import BadRequest, Forbidden, MethodNotAllowed, Unauthorized
 from sse_broker.frame import MAX_ID, check_text
 from sse_broker.presence import Reason
 from sse_broker.stream import Stream
-from sse_broker.web_api import Api, Head, bearer, client_of
+from sse_broker.tokens import Claims, UnknownKey
+from sse_broker.web_api import Api, Head, client_of, host_of
+from sse_broker.web_credentials import listener_token
 from sse_broker.web_params import MAX_NAME_CHARS, Params, query_values
 
 ALLOW = "GET, OPTIONS"
@@ -21,6 +23,7 @@ STREAM_HEADERS = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
 }
 
 
@@ -36,18 +39,24 @@ class Opening:
 async def joined_stream(api: Api, head: Head, *, chunked: bool) -> Opening:
     """Check who asks for a stream and make the device present; the caller gives it a transport, or has it leave.
 
-    Raises: BadRequest, MethodNotAllowed, Unauthorized, Unavailable.
+    Raises: BadRequest, MethodNotAllowed, Unauthorized, Forbidden, TooManyRequests, Unavailable.
     """
     if head.method != "GET":
         raise MethodNotAllowed("/events takes GET")
+    gate, host = api.gate, host_of(api, head)
+    gate.admit_open(host)
     params = Params(query_values(head.target))
     device_name = _device_name(head, params)
-    claims = api.tokens.verify(_token(head, params))
+    claims = await _claims(api, head, params)
     if claims.device_name is not None and claims.device_name != device_name:
         raise Unauthorized("the token is bound to another device than 'device' names")
     last_id = _last_id(head, params)
     stream = api.broker.new_stream(claims, device_name, client_of(head, api.config), chunked=chunked)
-    return Opening(stream, await api.broker.join(stream, last_id), last_id)
+    registry = api.broker.registry
+    if registry.device(stream.device.device_id) is None:  # else it takes the place of one that is there
+        gate.check_streams(host, registry.count_of_address(host), registry.count_of_user(claims.uid))
+    with gate.opening():
+        return Opening(stream, await api.broker.join(stream, last_id), last_id)
 
 
 async def open_stream(api: Api, head: Head, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
@@ -99,11 +108,24 @@ def take_over(request: web.Request, stream: Stream) -> asyncio.Transport | None:
     return transport
 
 
-def _token(head: Head, params: Params) -> str:
-    token = head.headers.get("X-SSE-TOKEN") or bearer(head) or params.text("token")
-    if not token:
-        raise Unauthorized("'token' is missing")
-    return token
+async def _claims(api: Api, head: Head, params: Params) -> Claims:
+    access = api.gate.access
+    try:
+        token = listener_token(head.headers, params.text("token"), access.cookie, access.origins)
+    except Forbidden:
+        api.gate.counters.refused_origins += 1
+        raise
+    try:
+        try:
+            return access.tokens.verify(token)
+        except UnknownKey:
+            if api.jwks is None:
+                raise
+            await api.jwks.refresh()  # its issuer may have a new one
+            return access.tokens.verify(token)
+    except Unauthorized:
+        api.gate.counters.wrong_tokens += 1
+        raise
 
 
 def _device_name(head: Head, params: Params) -> str:

@@ -15,12 +15,13 @@ from typing import Any, Self
 
 import jwt
 
+from sse_broker.access import access_of
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
 from sse_broker.config import Config
+from sse_broker.gate import Gate
 from sse_broker.listener import listen, public_address
 from sse_broker.server import make_backend
-from sse_broker.tokens import Tokens
 from sse_broker.web_api import Api
 from sse_broker.web_door import HttpServer
 from tests.broker_process import SECRET, RedisKind
@@ -104,8 +105,8 @@ class ServedBroker:
         )
         self._steps.append(self.broker.close)
         await self.broker.start()
-        tokens = Tokens(self.config.jwt.secret, self.config.jwt.previous_secrets)
-        self.http = HttpServer(Api(self.broker, tokens, self.config), short_way=self.short_way)
+        self.gate = Gate(access_of(self.config))
+        self.http = HttpServer(Api(self.broker, self.gate, self.config), short_way=self.short_way)
         self._steps.append(self.http.close)
         await self.http.start(sockets)
         keys = self.config.api.keys
