@@ -16,7 +16,7 @@ from sse_broker.stream import Stream
 log = logging.getLogger(__name__)
 
 SLOTS = 16
-SLICE_STREAMS = 250
+SLICE_STREAMS = 64
 
 
 class Heartbeats:

@@ -5,10 +5,11 @@ call (`redis_scripts`) over the lane, and what comes by the bus into envelopes. 
 import asyncio
 import logging
 import math
+import os
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sse_broker.backend import PAGE_FRAMES, Joined, Page, Presence, Receiver
@@ -21,6 +22,7 @@ from sse_broker.presence import Device, Instance, Reason
 from sse_broker.redis_bus import Bus
 from sse_broker.redis_client import FAILURES, REFUSALS, RedisClient
 from sse_broker.redis_entries import DamagedEntry, device_json, device_of, page_of
+from sse_broker.redis_group import Group, target_arguments
 from sse_broker.redis_lane import CALL_SECONDS, Lane
 from sse_broker.redis_scripts import (
     BEAT,
@@ -71,6 +73,7 @@ class RedisBackend:
         self._expire_ms = int(config.sse.device_frame_cache_expire * 1000)
         self._guard = int(config.redis.is_cluster)
         self._known_id = 0
+        self._group: Group | None = None
         self._joining: set[str] = set()
         # Set while this instance is a member and its routes are in force: only then do logs and bus make a whole.
         self._whole = asyncio.Event()
@@ -128,14 +131,26 @@ class RedisBackend:
     # --- frames ---
 
     async def publish(self, messages: Sequence[Message]) -> list[Sent]:
-        """See `Backend.publish`."""
-        arguments: list[Any] = [_nonce(), KEEP_MS, self._highest_id, self._max_frames, self._expire_ms, self._guard]
-        arguments.append(len(messages))
-        for message in messages:
-            arguments += [message.event, message.data, *_target_arguments(message.target)]
-        numbers = [int(text) for text in (await self._lane.call(PUBLISH, *arguments)).split()]
-        self._known_id = max([self._known_id, *numbers[::2]])
-        return [Sent(number, count) for number, count in zip(numbers[::2], numbers[1::2], strict=True)]
+        """See `Backend.publish`: calls that wait for a round trip share one call of the script."""
+        group = self._group
+        if group is None or group.is_full:
+            group = Group()
+            answer = self._lane.begin(PUBLISH, partial(self._sealed, group))
+            self._group = group
+            answer.add_done_callback(partial(self._published, group))
+        return await group.add(messages)
+
+    def _sealed(self, group: Group) -> list[Any]:
+        """Return the arguments of a group that is about to be sent: nothing can join it any more."""
+        if self._group is group:
+            self._group = None
+        start = [_nonce(), KEEP_MS, self._highest_id, self._max_frames, self._expire_ms, self._guard, group.count]
+        return start + group.arguments
+
+    def _published(self, group: Group, answer: "asyncio.Future[Any]") -> None:
+        if self._group is group:  # it was given up before it was sent
+            self._group = None
+        self._known_id = max(self._known_id, group.settle(answer))
 
     @property
     def _highest_id(self) -> int:
@@ -238,9 +253,7 @@ class RedisBackend:
 
     async def kick(self, target: Target, data: str) -> int:
         """See `Backend.kick`."""
-        count = await self._lane.call(
-            KICK, _nonce(), KEEP_MS, _now(), self._expire_ms, data, *_target_arguments(target)
-        )
+        count = await self._lane.call(KICK, _nonce(), KEEP_MS, _now(), self._expire_ms, data, *target_arguments(target))
         return int(count)
 
     # --- what is known ---
@@ -256,7 +269,7 @@ class RedisBackend:
         return sorted(presences, key=lambda presence: presence.device.login_time)
 
     async def _presences(self, target: Target) -> list[Presence]:
-        routes = await self._lane.call(ROUTES, *_target_arguments(target))
+        routes = await self._lane.call(ROUTES, *target_arguments(target))
         return await self._touches.presences(self._devices(routes))
 
     def _devices(self, routes: Sequence[bytes]) -> list[Device]:
@@ -386,12 +399,8 @@ class RedisBackend:
         return [device for device in devices if device.connection_id not in self._joining]
 
 
-def _target_arguments(target: Target) -> list[Any]:
-    return [len(target.users), *target.users, len(target.devices), *target.devices]
-
-
 def _nonce() -> str:
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def _now() -> str:

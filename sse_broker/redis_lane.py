@@ -43,10 +43,13 @@ CLOSING = "the broker is closing"
 
 @dataclass(slots=True)
 class _Call:
+    """A call that waits; `sent` are its arguments once it was sent, the same at each repetition."""
+
     script: Script
-    arguments: Sequence[Any]
+    arguments: Callable[[], Sequence[Any]]
     answer: "asyncio.Future[Any] | None"
     then: Callable[[Any], None] = lambda answer: None
+    sent: Sequence[Any] | None = None
 
 
 class Lane:
@@ -90,6 +93,12 @@ class Lane:
 
     async def call(self, script: Script, *arguments: Any) -> Any:
         """Carry out a script and return its answer. Raises: Unavailable within seconds."""
+        return await self.begin(script, lambda: arguments)
+
+    def begin(self, script: Script, arguments: Callable[[], Sequence[Any]]) -> "asyncio.Future[Any]":
+        """Like `call`, with arguments that are asked for when they are first sent, so that what comes until then can go with
+        them. Raises: Unavailable, here or from the future.
+        """
         if self._closed:
             raise Unavailable(CLOSING)
         away = self._away_since is not None and time.monotonic() - self._away_since > PATIENCE_SECONDS
@@ -100,14 +109,12 @@ class Lane:
         one = _Call(script, arguments, answer)
         self._add(one)
         deadline = loop.call_later(CALL_SECONDS, _fail, one, "Redis does not answer; try again")
-        try:
-            return await answer
-        finally:
-            deadline.cancel()
+        answer.add_done_callback(lambda _: deadline.cancel())
+        return answer
 
     def post(self, script: Script, *arguments: Any, then: Callable[[Any], None] = lambda answer: None) -> None:
         """Carry out a script some time, in order, however long it takes; then give its answer to `then`."""
-        self._add(_Call(script, arguments, None, then))
+        self._add(_Call(script, lambda: arguments, None, then))
 
     def _add(self, one: _Call) -> None:
         self._waiting.append(one)
@@ -188,7 +195,9 @@ class Lane:
 
 
 def _command(one: _Call) -> tuple[Any, ...]:
-    return ("EVALSHA", one.script.sha, 1, shard_key("id"), *one.arguments)
+    if one.sent is None:
+        one.sent = one.arguments()
+    return ("EVALSHA", one.script.sha, 1, shard_key("id"), *one.sent)
 
 
 async def _load_scripts(connection: AbstractConnection, scripts: Iterable[Script]) -> None:

@@ -3,6 +3,7 @@ signals are obeyed. It knows every part and none of their insides.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -100,6 +101,7 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: R
             await jwks.close()
         raise
     stop.on_hangup(reloader.reload)
+    _spare_garbage_collector()
     url = _say_where(broker.instance.address, config)
     if on_ready is not None:
         on_ready(url)
@@ -126,6 +128,17 @@ async def _shut_down(broker: Broker, http: HttpServer, drain_seconds: float, sto
     except TimeoutError:
         log.warning("the backend did not take the last changes of presence; the other instances will clear them")
     log.info("stopped")
+
+
+def _spare_garbage_collector() -> None:
+    """Have the collector look at new objects, seldom, and not at what the program is made of.
+
+    Nothing on the hot paths makes cycles. With Python's thresholds 15,000 opening streams had it walk all of them again and
+    again, in pauses of up to 20 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 20)
 
 
 class Stop:

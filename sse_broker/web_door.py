@@ -135,7 +135,7 @@ class Door(asyncio.Protocol):
     def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
         self._loop = loop
-        self._parser = HttpRequestParser(
+        self._parser: HttpRequestParser | None = HttpRequestParser(
             self,  # type: ignore[arg-type]  # it asks for `pause_reading` and `resume_reading` alone
             loop,
             2 * MAX_BODY_BYTES,
@@ -187,10 +187,11 @@ class Door(asyncio.Protocol):
             if sum(map(len, self._behind)) > MAX_BEHIND_BYTES and self._transport is not None:
                 self._transport.pause_reading()
             return
-        if self._closing or self._transport is None:
+        parser = self._parser
+        if self._closing or parser is None:
             return
         try:
-            messages, upgraded, _ = self._parser.feed_data(data)
+            messages, upgraded, _ = parser.feed_data(data)
         except HttpProcessingError:
             self._leave_to_aiohttp(data)
             return
@@ -233,6 +234,7 @@ class Door(asyncio.Protocol):
         """Carry out a request: at once if nothing has to be waited for, else in a task."""
         transport = self._transport
         assert transport is not None
+        assert self._parser is not None
         self._head = self._payload = None
         self._partial.clear()
         self._parser.message_consumed()
@@ -346,6 +348,7 @@ class Door(asyncio.Protocol):
 
     def _forget(self) -> None:
         self._transport = None
+        self._parser = None  # it knows this protocol: without a cycle both go at once
         self._head = self._payload = None
         self._partial.clear()
         self._behind.clear()
