@@ -202,7 +202,10 @@ class Door(asyncio.Protocol):
         if messages or upgraded or head is None or not self._is_plain(head):
             self._leave_to_aiohttp(data)
         elif self._payload.is_eof():
-            self._begin(head, self._payload)
+            if self._is_alone(head, data):
+                self._begin(head, self._payload)
+            else:
+                self._leave_to_aiohttp(data)
         else:
             self._partial.append(data)
 
@@ -229,6 +232,13 @@ class Door(asyncio.Protocol):
         if length is None or not int(length):
             return True
         return headers.get("Content-Type") in KINDS and int(length) <= self._server.max_body_bytes
+
+    def _is_alone(self, head: RawRequestMessage, data: bytes) -> bool:
+        """Tell whether all that came is this request. The beginning of a next one would be in the parser alone, and lost to
+        aiohttp if that one is not plain.
+        """
+        came = b"".join([*self._partial, data]) if self._partial else data
+        return came.find(b"\r\n\r\n") + 4 + int(head.headers.get("Content-Length", 0)) == len(came)
 
     def _begin(self, message: RawRequestMessage, payload: Any) -> None:
         """Carry out a request: at once if nothing has to be waited for, else in a task."""

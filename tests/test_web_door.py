@@ -318,3 +318,15 @@ async def test_a_send_goes_out_before_its_answer_without_a_task(served: ServedBr
         assert (await connection.answer("POST")).result == 1
         assert asyncio.all_tasks() == before
         assert [(await client.next_frame()).data for _ in range(2)] == ["x", "x"]
+
+
+@pytest.mark.parametrize("kind", [*PLAIN, *OTHER])
+async def test_a_request_may_begin_in_the_packet_of_the_one_before(served: ServedBroker, kind: str) -> None:
+    """Wherever it is cut, and whichever way it goes."""
+    request = (PLAIN | OTHER)[kind]
+    for cut in (1, 5, request.index(b"\r\n\r\n") + 2, len(request) - 1):
+        async with RawConnection(served.port) as connection:
+            await connection.send(PLAIN["json"] + request[:cut])
+            assert (await connection.answer("POST")).status == 200
+            await connection.send(request[cut:])
+            assert (await connection.answer(request[:4].decode().strip())).status == 200, cut
