@@ -255,6 +255,18 @@ async def test_an_instance_that_dies_without_a_word_is_cleared_once_by_the_other
     assert [frame.id for frame in joined.page.frames] == [sent.id]
 
 
+async def test_an_instance_that_lives_is_not_cleared_whoever_thinks_so(shared_site: Site) -> None:
+    """What an instance saw before another beat again counts for nothing when it comes to act."""
+    one, two = await shared_site.node(), await shared_site.node()
+    await one.join("a", "ann")
+    await shared_site.changes()
+    assert await two.backend.clear(one.instance.id) == 0  # type: ignore[attr-defined]
+    assert await two.backend.clear("never heard of") == 0  # type: ignore[attr-defined]
+    assert await shared_site.changes() == []
+    assert await two.backend.counts() == (1, 1)
+    assert len(await two.backend.instances()) == 2
+
+
 async def test_an_instance_that_was_cleared_and_lives_joins_its_devices_again_and_says_so(
     shared_site: Site, redis_server: RedisServer
 ) -> None:

@@ -138,6 +138,7 @@ async def test_what_an_instance_left_behind_is_removed_by_the_others(shared_site
     """It died with devices, and nobody comes for them."""
     nodes = [await shared_site.node(heartbeat_seconds=HEARTBEAT, expire_seconds=EXPIRE) for _ in range(2)]
     await nodes[0].join("a", "ann")
+    await nodes[1].send("x")
     await nodes[0].backend._cluster.close()  # type: ignore[attr-defined]
 
     async def cleared() -> bool:
