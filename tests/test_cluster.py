@@ -192,7 +192,7 @@ async def test_a_joining_that_failed_is_made_up_for_with_its_announcements(start
 
     async def fail_once(*, announce: bool) -> None:
         members.rejoin = type(members).rejoin.__get__(members)  # type: ignore[method-assign]
-        members.answer = replace(WELL, device_count=1)
+        members.answer = replace(WELL, epoch=2, device_count=1)
         failed.set()
         raise Unavailable("Redis is out of reach")
 
