@@ -187,7 +187,8 @@ class Broker:
         writable = asyncio.Event()
         stream.when_writable(writable.set)
         try:
-            await asyncio.wait_for(writable.wait(), 2 * self._heartbeat_seconds)
+            async with asyncio.timeout(2 * self._heartbeat_seconds):
+                await writable.wait()
         except TimeoutError:
             stream.abort(Reason.HEARTBEAT_FAIL)
 

@@ -98,8 +98,10 @@ class Cluster:
 
     async def _run(self) -> None:
         while True:
+            # Not by `wait_for`, which in Python 3.11 may swallow a cancellation: then closing would never end.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._now.wait(), self.beat_seconds)
+                async with asyncio.timeout(self.beat_seconds):
+                    await self._now.wait()
             self._now.clear()
             try:
                 await self._once()

@@ -159,7 +159,8 @@ class RedisBackend:
     async def replay(self, device: Device, after_id: int) -> Page:
         """See `Backend.replay`."""
         try:
-            await asyncio.wait_for(self._whole.wait(), CALL_SECONDS)
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._whole.wait()
         except TimeoutError:
             raise Unavailable("this instance is just joining the cluster; try again") from None
         gap_id = 0

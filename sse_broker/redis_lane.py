@@ -76,7 +76,8 @@ class Lane:
     async def flush(self, seconds: float) -> None:
         """Return when nothing waits, or after this time."""
         try:
-            await asyncio.wait_for(self._idle.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
         except TimeoutError:
             log.warning("%d changes did not reach Redis", len(self._waiting))
 

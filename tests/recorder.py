@@ -161,7 +161,8 @@ class Recorder:
         """End the devices and the listener."""
         await asyncio.gather(*(device.stop() for device in self.devices))
         if self._listening:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
+            while not self._listening.done():  # redis-py may swallow a cancellation
+                self._listening.cancel()
+                await asyncio.wait([self._listening], timeout=0.5)
             if not self._listening.cancelled():
                 self._listening.result()

@@ -7,45 +7,60 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.broker_process import BrokerProcess
-from tests.history import End, History, decide
-from tests.recorder import Recorder
+from sse_broker.memory import MemoryBackend
+from sse_broker.presence import PresenceMessage
+from tests.event_client import Api
+from tests.history import End, Fault, Heard, History, decide
+from tests.recorder import PREFIX, Recorder
 from tests.redis_servers import RedisServer
+from tests.served import Serve, ServedBroker
 from tests.traffic import Traffic, at_rest, make_devices, settle
 from tests.waiting import until
 
-RunBroker = Callable[..., Awaitable[BrokerProcess]]
-SENDS = 600
+SENDS = 700
+TABLES = {"sse": {"heartbeat_interval": 1}}
 
 
-async def record(brokers: Sequence[BrokerProcess], seed: int, redis: RedisServer | None = None) -> History:
+async def listen(recorder: Recorder, broker: ServedBroker, redis: RedisServer | None, stack: AsyncExitStack) -> None:
+    """Record presence messages, by pub/sub or from the embedded backend."""
+    if redis is not None:
+        await recorder.listen(await stack.enter_async_context(redis.client()))
+        return
+    heard: list[Heard] = []
+
+    def hear(message: PresenceMessage) -> None:
+        channel, now = message.channel.removeprefix(PREFIX), time.monotonic()
+        words = message.uid, message.device_name, message.reason, message.payload, message.device_id
+        heard.append(Heard(channel, *words, now))
+
+    assert isinstance(broker.backend, MemoryBackend)
+    broker.backend.listeners.append(hear)
+    recorder.heard = heard
+
+
+async def record(brokers: Sequence[ServedBroker], seed: int, redis: RedisServer | None = None) -> History:
     """Let devices play and senders send, let it all come to rest, and return what was recorded."""
     draw = random.Random(seed)
     devices = make_devices(brokers, draw, count=24, users=9)
     recorder = Recorder(devices)
-    subscriber = redis.client() if redis else None
-    async with brokers[0].api() as api:
-        try:
-            if subscriber:
-                await recorder.listen(subscriber)
-            for device in devices:
-                device.start()
-            async with Traffic(recorder, brokers, draw, mischief=devices):
-                await until(lambda: len(recorder.sends) >= SENDS, seconds=60)
-            await settle(recorder, api)
-            for device in devices[:8]:
-                await device.drop(stay_away=True)
-            online = await at_rest(recorder, api)
-            history = recorder.history(presence_seconds=6, cache_frames=100, delivery_seconds=5)
-            history.online_at_end = online
-        finally:
-            await recorder.stop()
-            if subscriber:
-                await subscriber.aclose()
+    async with Api(brokers[0].base_url) as api, AsyncExitStack() as stack:
+        stack.push_async_callback(recorder.stop)
+        await listen(recorder, brokers[0], redis, stack)
+        for device in devices:
+            device.start()
+        async with Traffic(recorder, brokers, draw, mischief=devices):
+            await until(lambda: len(recorder.sends) >= SENDS, seconds=90)
+        await settle(recorder, api)
+        for device in devices[:8]:
+            await device.drop(stay_away=True)
+        online = await at_rest(recorder, api)
+        history = recorder.history(presence_seconds=6, cache_frames=100, delivery_seconds=8)
+        history.online_at_end = online
     return history
 
 
@@ -70,22 +85,17 @@ def seed() -> int:
 
 
 async def test_an_embedded_broker_loses_and_doubles_nothing_while_devices_come_and_go(
-    run_broker: RunBroker, seed: int
+    serve_embedded: Serve, seed: int
 ) -> None:
-    """Nobody listens to presence here: what `/info` says at the end is judged."""
-    broker = await run_broker({"sse": {"heartbeat_interval": 1}})
-    start = time.monotonic()
-    history = await record([broker], seed)
-    print(f"{time.monotonic() - start:.1f} s")
-    check(history, seed)
+    check(await record([await serve_embedded(TABLES)], seed), seed)
 
 
 async def test_three_brokers_on_redis_lose_and_double_nothing_while_devices_come_and_go(
-    run_broker: RunBroker, redis_server: RedisServer, seed: int
+    serve_on_redis: Serve, redis_server: RedisServer, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Devices change brokers at random, and presence messages are judged one by one."""
-    brokers = [await run_broker({"sse": {"heartbeat_interval": 1}}, redis=redis_server) for _ in range(3)]
-    start = time.monotonic()
+    """Devices change brokers at random."""
+    brokers = [await serve_on_redis(TABLES) for _ in range(3)]
     history = await record(brokers, seed, redis_server)
-    print(f"{time.monotonic() - start:.1f} s")
+    if "the cluster has cleared" in caplog.text:  # a machine so busy that no heartbeat came for seconds
+        history.faults.append(Fault(0, time.monotonic()))
     check(history, seed)

@@ -10,11 +10,10 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import aiohttp
 
-from tests.broker_process import BrokerProcess
 from tests.devices import Device
 from tests.event_client import Answer, Api
 from tests.history import Online
@@ -24,13 +23,24 @@ from tests.waiting import until
 LONG = "lorem ipsum " * 1500
 
 
-def minter(broker: BrokerProcess) -> Callable[[str, str], str]:
+class Node(Protocol):
+    """What traffic needs of a broker: BrokerProcess and ServedBroker fit."""
+
+    @property
+    def base_url(self) -> str:
+        """Where it answers."""
+
+    def mint(self, uid: str, device: str | None = None, *, ttl: float = 300) -> str:
+        """Make a token."""
+
+
+def minter(broker: Node) -> Callable[[str, str], str]:
     """Return a function that makes a token that is like no other: a kick revokes the one that it hits alone."""
     ttl = itertools.count(300)
     return lambda uid, device: broker.mint(uid, device, ttl=next(ttl))
 
 
-def make_devices(brokers: Sequence[BrokerProcess], draw: random.Random, count: int, users: int) -> list[Device]:
+def make_devices(brokers: Sequence[Node], draw: random.Random, count: int, users: int) -> list[Device]:
     """Return devices `d0`, `d1`... of users `u0`, `u1`..., which connect to any of the brokers."""
     mint = minter(brokers[0])
     urls = [broker.base_url for broker in brokers]
@@ -71,7 +81,7 @@ class Traffic:
     def __init__(
         self,
         recorder: Recorder,
-        brokers: Sequence[BrokerProcess],
+        brokers: Sequence[Node],
         draw: random.Random,
         *,
         senders: int = 3,
@@ -92,7 +102,7 @@ class Traffic:
         self._stopping = False
 
     async def __aenter__(self) -> Self:
-        self._apis = [await broker.api().__aenter__() for broker in self.brokers]
+        self._apis = [await Api(broker.base_url).__aenter__() for broker in self.brokers]
         self._tasks = [asyncio.create_task(self._send(), name=f"sender {n}") for n in range(self._senders)]
         if self._mischief:
             self._tasks.append(asyncio.create_task(self._disturb(), name="mischief"))
