@@ -4,8 +4,8 @@ its joining to its end, and what a back end may ask. It knows no HTTP library an
 
 import asyncio
 import logging
+import os
 import time
-import uuid
 from collections.abc import Sequence
 
 from sse_broker import system_events
@@ -37,7 +37,7 @@ class Broker:
         self, backend: Backend, *, address: str, heartbeat_seconds: float, max_buffer_bytes: int, max_streams: int = 0
     ) -> None:
         self.backend = backend
-        self.instance = Instance(uuid.uuid4().hex[:16], address, VERSION, time.time())
+        self.instance = Instance(os.urandom(8).hex(), address, VERSION, time.time())
         self.registry = Registry()
         self.delivery = Delivery(self.registry)
         self.draining = False
@@ -97,7 +97,7 @@ class Broker:
             uid=claims.uid,
             device_id=device_id_of(device_name),
             device_name=device_name,
-            connection_id=uuid.uuid4().hex[:16],
+            connection_id=os.urandom(8).hex(),
             device_address=client_address,
             instance_id=self.instance.id,
             instance_address=self.instance.address,

@@ -215,6 +215,8 @@ class MemoryBackend:
             self._receiver.receive(envelope)
 
     def _announce(self, channel: str, device: Device, reason: Reason, payload: str) -> None:
+        if not self.listeners:
+            return
         message = PresenceMessage(
             channel, device.uid, device.device_id, device.device_name, local_text(self._clock()), reason, payload
         )

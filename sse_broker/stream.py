@@ -180,7 +180,11 @@ class Stream:
             self.abort(Reason.HEARTBEAT_FAIL)
             return True
         self.last_id = last_id
-        self._put(transport, block.chunk if self._chunked else block.plain)  # type: ignore[arg-type]
+        self.active = True
+        try:  # as `_put`, without the call: it runs once for each stream of a broadcast
+            transport.write(block.chunk if self._chunked else block.plain)  # type: ignore[union-attr]
+        except Exception as error:
+            self._fail(error)
         return True
 
     def replay(self, frame: Frame) -> None:

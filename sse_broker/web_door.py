@@ -256,7 +256,9 @@ class Door(asyncio.Protocol):
         else:
             work = self._answer(head, _Body(head, payload), message.should_close)
         try:
-            self.work = _run_at_once(work, self._loop)
+            # A set of keys may have to be fetched, with deadlines, which want a task around them.
+            at_once = self._server.api.jwks is None
+            self.work = _run_at_once(work, self._loop) if at_once else self._loop.create_task(work)
         except Exception:
             log.exception("a request failed")
             transport.abort()
