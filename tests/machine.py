@@ -101,8 +101,8 @@ class Machine:
         assert self._process is not None
         assert self._process.running, f"systemd-nspawn ended with {self._process.exit_code}"
         if not self._init:
-            nspawn = _child(self._process.pid)
-            self._init = _child(nspawn) if nspawn else 0
+            nspawn = first_process(self._process.pid)
+            self._init = first_process(nspawn) if nspawn else 0
             if not self._init:
                 return False
         state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
@@ -123,8 +123,8 @@ class Machine:
         return not any(map(Path.exists, tops))
 
 
-def _child(pid: int) -> int:
-    """Return the first child of a process that is an init of its own processes, 0 if there is none yet."""
+def first_process(pid: int) -> int:
+    """Return the child of a process that is an init of its own processes, 0 if there is none yet."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             status = dict(
