@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 
 from sse_broker import system_events
 from sse_broker.backend import Backend, Joined, Page, Presence
@@ -78,9 +78,10 @@ class Broker:
 
     async def close(self) -> None:
         """End every task; streams must have been drained."""
-        for task in self._catching_up:
-            task.cancel()
-        await asyncio.gather(*self._catching_up, return_exceptions=True)
+        while self._catching_up:
+            for task in self._catching_up:
+                task.cancel()
+            await asyncio.gather(*self._catching_up, return_exceptions=True)
         await self._heartbeats.close()
         await self.backend.close()
         await self.delivery.close()
@@ -186,11 +187,14 @@ class Broker:
         """Wait until the client has read on; give up on one that reads nothing for two heartbeats."""
         writable = asyncio.Event()
         stream.when_writable(writable.set)
-        try:
-            async with asyncio.timeout(2 * self._heartbeat_seconds):
-                await writable.wait()
-        except TimeoutError:
-            stream.abort(Reason.HEARTBEAT_FAIL)
+        while not writable.is_set():
+            backlog_bytes = stream.backlog_bytes
+            try:
+                async with asyncio.timeout(2 * self._heartbeat_seconds):
+                    await writable.wait()
+            except TimeoutError:
+                if stream.backlog_bytes >= backlog_bytes:
+                    stream.abort(Reason.HEARTBEAT_FAIL)
 
     def _renew(self, streams: Sequence[Stream]) -> None:
         self.backend.renew([Presence(stream.device, self._touch(stream)) for stream in streams])
@@ -228,19 +232,27 @@ class Broker:
         """Have every live stream catch up from the logs."""
         after_id = self.delivery.done_up_to(after_id)
         streams = [stream for stream in self.registry if stream.hold(after_id)]
-        task = asyncio.create_task(self._catch_up_all(streams), name="catch up")
-        self._catching_up.add(task)
-        task.add_done_callback(self._catching_up.discard)
+        self._own(self._catch_up_all(streams))
 
     async def _catch_up_all(self, streams: list[Stream]) -> None:
         left = iter(streams)
 
         async def worker() -> None:
             for stream in left:
-                await self._replay(stream, await self._next_page(stream))
-                stream.go_live()
+                page = await self._next_page(stream)
+                # A client that reads slowly must not keep those behind it waiting.
+                self._own(self._catch_up(stream, page))
 
         await asyncio.gather(*(worker() for _ in range(CATCH_UP_STREAMS)))
+
+    async def _catch_up(self, stream: Stream, page: Page) -> None:
+        await self._replay(stream, page)
+        stream.go_live()
+
+    def _own(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work, name="catch up")
+        self._catching_up.add(task)
+        task.add_done_callback(self._catching_up.discard)
 
     # --- what a back end asks ---
 

@@ -260,8 +260,11 @@ class Stream:
         self._writable()
 
     def connection_lost(self, error: BaseException | None) -> None:
-        """Note that the client is gone, and tell the owner once."""
-        self._finish(Reason.DISCONNECT)
+        """Note that the client is gone, and tell the owner once.
+
+        The kernel gives up with ETIMEDOUT on a peer that acknowledges nothing or takes nothing any more (listener).
+        """
+        self._finish(Reason.HEARTBEAT_FAIL if isinstance(error, TimeoutError) else Reason.DISCONNECT)
         self._transport = None
         on_lost, self._on_lost = self._on_lost, None
         if on_lost is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from sse_broker.frame import END_OF_CHUNKS, HEARTBEAT, Frame
@@ -296,6 +298,12 @@ def test_the_owner_is_told_once_when_the_client_is_gone(error: Exception | None)
     one.stream.connection_lost(error)
     assert one.lost == [Reason.DISCONNECT]
     assert one.stream.gone
+
+
+def test_a_client_on_which_the_kernel_gave_up_has_failed_the_heartbeat() -> None:
+    one = OpenStream()
+    one.stream.connection_lost(OSError(errno.ETIMEDOUT, "connection timed out"))
+    assert one.lost == [Reason.HEARTBEAT_FAIL]
 
 
 @pytest.mark.parametrize("reason", [Reason.KICK, Reason.HEARTBEAT_FAIL])
