@@ -120,6 +120,10 @@ class Device:
         if self._current:
             await self._current.client.close(abrupt=abrupt)
 
+    def retire(self) -> None:
+        """Stay, but do not come back once the present stream is over, until `come_back`."""
+        self._wanted.clear()
+
     def come_back(self) -> None:
         """Connect again after staying away."""
         self._wanted.set()

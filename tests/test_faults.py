@@ -5,52 +5,57 @@ instead of pretending, and afterwards everything goes on by itself, with nothing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import Scene
-from tests.redis_servers import RedisServer
+from tests.faults import Scene, Stage
 from tests.waiting import until
 
-
-@pytest.fixture
-async def lasting_redis() -> AsyncIterator[RedisServer]:
-    """A Redis that keeps its data over restarts."""
-    async with RedisServer(persist=True) as server:
-        yield server
+FREEZE_SECONDS = 15
 
 
-async def test_a_redis_that_restarts_with_its_data_costs_no_frame_and_no_stream(lasting_redis: RedisServer) -> None:
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    """Two brokers, which no test here starts again."""
+    stage = Stage(2)
+    try:
+        asyncio.run(stage.start())
+        yield stage
+    finally:
+        asyncio.run(stage.stop())
+
+
+async def test_a_redis_that_restarts_with_its_data_costs_no_frame_and_no_stream(stage: Stage) -> None:
     """Presence messages that nobody listened to while pub/sub was cut are excused, nothing else."""
-    async with Scene(lasting_redis) as scene:
+    async with Scene(stage) as scene:
         with scene.recorder.fault(messages=True, after=3):
-            await lasting_redis.restart()
+            await scene.redis.restart()
             await scene.accepted()
         scene.check_streams_stayed_open()
         scene.check_answers()
 
 
-async def test_a_redis_that_is_killed_and_comes_back_later_costs_no_frame(lasting_redis: RedisServer) -> None:
+async def test_a_redis_that_is_killed_and_comes_back_later_costs_no_frame(stage: Stage) -> None:
     """While it is away `/send` answers 503 at once; streams stay open."""
-    async with Scene(lasting_redis) as scene:
+    async with Scene(stage) as scene:
         with scene.recorder.fault(messages=True, after=3):
-            await lasting_redis.kill()
+            await scene.redis.kill()
             await scene.refused(20)
             scene.check_streams_stayed_open()
-            await lasting_redis.start()
+            await scene.redis.start()
             await scene.accepted()
         scene.check_streams_stayed_open()
         scene.check_answers()
 
 
-async def test_a_redis_that_comes_back_empty_is_filled_again_and_the_loss_is_told(redis_server: RedisServer) -> None:
+async def test_a_redis_that_comes_back_empty_is_filled_again_and_the_loss_is_told(stage: Stage) -> None:
     """Frames accepted before may be lost with it, but then each stream says so."""
-    async with Scene(redis_server, becomes=False) as scene:
+    async with Scene(stage, becomes=False) as scene:
         with scene.recorder.fault(messages=True, data=True, after=3):
-            await redis_server.kill()
+            await stage.forget()
             await scene.refused(20)
-            await redis_server.start()
+            await scene.redis.start()
             await scene.accepted()
         scene.check_streams_stayed_open()
         scene.check_answers()
@@ -58,40 +63,41 @@ async def test_a_redis_that_comes_back_empty_is_filled_again_and_the_loss_is_tol
             await device.client.wait_for(lambda event: event.event == "sys_replay_gap", seconds=5)
 
 
-async def test_a_redis_that_freezes_for_15_s_is_noticed_and_goes_on(redis_server: RedisServer) -> None:
+async def test_a_redis_that_freezes_for_15_s_is_noticed_and_goes_on(stage: Stage) -> None:
     """What was asked shortly before may still be carried out; nobody was told that it was."""
-    async with Scene(redis_server) as scene:
+    loop = asyncio.get_running_loop()
+    async with Scene(stage) as scene:
         with scene.recorder.fault(after=3):
-            redis_server.freeze()
-            start = asyncio.get_running_loop().time()
+            scene.redis.freeze()
+            start = loop.time()
             await scene.refused(5)
-            await until(lambda: asyncio.get_running_loop().time() - start > 15, seconds=20)
+            await until(lambda: loop.time() - start > FREEZE_SECONDS, seconds=FREEZE_SECONDS + 5)
             scene.check_streams_stayed_open()
-            redis_server.thaw()
+            scene.redis.thaw()
             await scene.accepted()
         scene.check_streams_stayed_open()
         scene.check_answers()
 
 
-async def test_connections_to_redis_that_are_cut_again_and_again_cost_nothing(redis_server: RedisServer) -> None:
+async def test_connections_to_redis_that_are_cut_again_and_again_cost_nothing(stage: Stage) -> None:
     """Not even a presence message, as the listener's connection is spared."""
-    async with Scene(redis_server) as scene, redis_server.client() as redis:
-        for _ in range(12):
+    async with Scene(stage) as scene, scene.redis.client() as redis:
+        for _ in range(10):
             await redis.client_kill_filter(_type="normal")
-            await scene.accepted(12)
+            await scene.accepted(10)
         scene.check_streams_stayed_open()
         scene.check_answers()
 
 
-async def test_a_redis_that_is_flushed_under_load_is_filled_again(redis_server: RedisServer) -> None:
+async def test_a_redis_that_is_flushed_under_load_is_filled_again(stage: Stage) -> None:
     """The cluster finds itself forgotten, comes back, and announces nobody twice.
 
     Nobody changes users here: that a device was another's before is lost too.
     """
-    async with Scene(redis_server, becomes=False) as scene:
+    async with Scene(stage, becomes=False) as scene:
         for _ in range(3):
             with scene.recorder.fault(data=True, after=2):
-                await redis_server.flush()
+                await scene.redis.flush()
                 await scene.accepted(30)
         scene.check_streams_stayed_open()
         scene.check_answers()

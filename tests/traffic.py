@@ -40,12 +40,14 @@ def minter(broker: Node) -> Callable[[str, str], str]:
     return lambda uid, device: broker.mint(uid, device, ttl=next(ttl))
 
 
-def make_devices(brokers: Sequence[Node], draw: random.Random, count: int, users: int) -> list[Device]:
+def make_devices(
+    brokers: Sequence[Node], draw: random.Random, count: int, users: int, *, prefix: str = ""
+) -> list[Device]:
     """Return devices `d0`, `d1`... of users `u0`, `u1`..., which connect to any of the brokers."""
     mint = minter(brokers[0])
     urls = [broker.base_url for broker in brokers]
     return [
-        Device(f"d{number}", f"u{number % users}", urls, mint, draw=random.Random(draw.random()))
+        Device(f"{prefix}d{number}", f"{prefix}u{number % users}", urls, mint, draw=random.Random(draw.random()))
         for number in range(count)
     ]
 
@@ -102,15 +104,23 @@ class Traffic:
         self._stopping = False
 
     async def __aenter__(self) -> Self:
-        self._apis = [await Api(broker.base_url).__aenter__() for broker in self.brokers]
-        self._tasks = [asyncio.create_task(self._send(), name=f"sender {n}") for n in range(self._senders)]
-        if self._mischief:
-            self._tasks.append(asyncio.create_task(self._disturb(), name="mischief"))
+        await self.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Begin."""
+        self._apis = [await Api(broker.base_url).__aenter__() for broker in self.brokers]
+        self._tasks = [asyncio.create_task(self._send(), name=f"sender {n}") for n in range(self._senders)]
+        if self._mischief:
+            self._tasks.append(asyncio.create_task(self._disturb(), name="mischief"))
+
+    async def stop(self) -> None:
+        """End, with all devices on their way back."""
         self._stopping = True
         try:
             await asyncio.gather(*self._tasks)
