@@ -135,7 +135,7 @@ class RedisBackend:
         group = self._group
         if group is None or group.is_full:
             group = Group()
-            answer = self._lane.begin(PUBLISH, partial(self._sealed, group))
+            answer = self._lane.begin(PUBLISH, partial(self._sealed, group), ahead=True)
             self._group = group
             answer.add_done_callback(partial(self._published, group))
         return await group.add(messages)

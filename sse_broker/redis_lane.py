@@ -50,6 +50,7 @@ class _Call:
     answer: "asyncio.Future[Any] | None"
     then: Callable[[Any], None] = lambda answer: None
     sent: Sequence[Any] | None = None
+    ahead: bool = False
 
 
 class Lane:
@@ -65,6 +66,7 @@ class Lane:
         self._connection: AbstractConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
+        self._answered_at = 0.0
         self._closed = False
         self.reconnects = 0
 
@@ -96,9 +98,12 @@ class Lane:
         """Carry out a script and return its answer. Raises: Unavailable within seconds."""
         return await self.begin(script, lambda: arguments)
 
-    def begin(self, script: Script, arguments: Callable[[], Sequence[Any]]) -> "asyncio.Future[Any]":
+    def begin(
+        self, script: Script, arguments: Callable[[], Sequence[Any]], *, ahead: bool = False
+    ) -> "asyncio.Future[Any]":
         """Like `call`, with arguments that are asked for when they are first sent, so that what comes until then can go with
-        them. Raises: Unavailable, here or from the future.
+        them. With `ahead` it passes, when more waits than one batch, what was not sent yet: in a storm of joins a send took
+        5 s. Raises: Unavailable, here or from the future.
         """
         if self._closed:
             raise Unavailable(CLOSING)
@@ -107,9 +112,9 @@ class Lane:
             raise Unavailable("Redis is out of reach; try again")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
-        one = _Call(script, arguments, answer)
+        one = _Call(script, arguments, answer, ahead=ahead and len(self._waiting) > BATCH_CALLS)
         self._add(one)
-        deadline = loop.call_later(CALL_SECONDS, _fail, one, "Redis does not answer; try again")
+        deadline = loop.call_later(CALL_SECONDS, self._overdue, one)
         answer.add_done_callback(lambda _: deadline.cancel())
         return answer
 
@@ -118,7 +123,11 @@ class Lane:
         self._add(_Call(script, lambda: arguments, None, then))
 
     def _add(self, one: _Call) -> None:
-        self._waiting.append(one)
+        if one.ahead:
+            unsent = (at for at, other in enumerate(self._waiting) if other.sent is None and not other.ahead)
+            self._waiting.insert(next(unsent, len(self._waiting)), one)
+        else:
+            self._waiting.append(one)
         self._idle.clear()
         self._wanted.set()
 
@@ -149,6 +158,7 @@ class Lane:
         batch = [self._waiting[at] for at in range(min(len(self._waiting), BATCH_CALLS))]
         if batch:
             replies = await call(connection, [_command(one) for one in batch], REPLY_SECONDS)
+            self._answered_at = time.monotonic()
             for one, reply in zip(batch, replies, strict=True):
                 if isinstance(reply, NoScriptError):
                     # Someone emptied the script cache. What follows in the batch may have been carried out, and is again,
@@ -187,6 +197,16 @@ class Lane:
         if _means_elsewhere(error):
             await self._client.moved()
         self._drop_given_up()
+
+    def _overdue(self, one: _Call) -> None:
+        """Fail a call that has waited too long; while others are answered before it, its turn will come: 15,000 joins at
+        once take longer than the answer to one may.
+        """
+        busy = self._away_since is None and time.monotonic() - self._answered_at < PATIENCE_SECONDS
+        if busy and not _is_given_up(one):
+            asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._overdue, one)
+        else:
+            _fail(one, "Redis does not answer; try again")
 
     def _drop_given_up(self) -> None:
         """Forget calls that nobody waits for any more; posted ones keep their places."""

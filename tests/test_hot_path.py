@@ -77,12 +77,12 @@ def connect(broker: ServedBroker) -> tuple[Door, Wire]:
     return door, wire
 
 
-def open_stream(broker: ServedBroker, number: int) -> Wire:
+async def open_stream(broker: ServedBroker, number: int) -> Wire:
     """Return the wire of an open stream."""
     door, wire = connect(broker)
     target = f"/events?device=d{number}&token={broker.mint(f'u{number}')}"
     door.data_received(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    assert wire.protocol is not door
+    await until(lambda: wire.protocol is not door, what="the stream", pause_seconds=0)
     return wire
 
 
@@ -108,7 +108,8 @@ def counting(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
 
 async def test_a_connect_is_one_write_and_no_task(served: ServedBroker) -> None:
     before = asyncio.all_tasks()
-    wire = open_stream(served, 0)
+    wire = await open_stream(served, 0)
+    await until(lambda: asyncio.all_tasks() == before, what="nothing more")
     assert len(wire.writes) == 1
     assert asyncio.all_tasks() == before
     wire.close()
@@ -117,7 +118,7 @@ async def test_a_connect_is_one_write_and_no_task(served: ServedBroker) -> None:
 async def test_a_broadcast_is_one_encode_one_write_for_each_stream_and_no_task(
     served: ServedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wires = [open_stream(served, number) for number in range(STREAMS)]
+    wires = [await open_stream(served, number) for number in range(STREAMS)]
     door, publisher = connect(served)
     tasks = asyncio.all_tasks()
     encoded = counting(monkeypatch, "as_chunk")
@@ -133,7 +134,7 @@ async def test_a_broadcast_is_one_encode_one_write_for_each_stream_and_no_task(
 
 
 async def test_a_burst_of_broadcasts_is_one_write_for_each_stream(served: ServedBroker) -> None:
-    wires = [open_stream(served, number) for number in range(STREAMS)]
+    wires = [await open_stream(served, number) for number in range(STREAMS)]
     door, _ = connect(served)
     for _ in range(10):
         door.data_received(send())
@@ -145,7 +146,7 @@ async def test_a_burst_of_broadcasts_is_one_write_for_each_stream(served: Served
 
 
 async def test_a_targeted_send_is_one_write_to_its_stream_and_one_to_its_sender(served: ServedBroker) -> None:
-    wires = [open_stream(served, number) for number in range(3)]
+    wires = [await open_stream(served, number) for number in range(3)]
     door, publisher = connect(served)
     tasks = asyncio.all_tasks()
     door.data_received(send(device="d1"))
@@ -193,7 +194,7 @@ async def test_a_write_takes_few_instructions() -> None:
 
 
 async def test_a_send_and_a_connect_take_few_instructions(served: ServedBroker) -> None:
-    wires = [open_stream(served, number) for number in range(3)]
+    wires = [await open_stream(served, number) for number in range(3)]
     door, _ = connect(served)
     request = send(device="d1")
     door.data_received(request)
@@ -208,7 +209,7 @@ async def test_a_send_and_a_connect_take_few_instructions(served: ServedBroker) 
 
 @pytest.mark.parametrize("streams", [10, 1_000])
 async def test_a_send_costs_the_same_whatever_the_number_of_streams(served: ServedBroker, streams: int) -> None:
-    wires = [open_stream(served, number) for number in range(streams)]
+    wires = [await open_stream(served, number) for number in range(streams)]
     door, _ = connect(served)
     request = send(device="d1")
     door.data_received(request)

@@ -19,7 +19,18 @@ DESIGN = ROOT / "docs" / "design.md"
 
 # From the bottom up. A module may import those of the lines above its own, and none of its own line: so there is no cycle.
 LAYERS = (
-    ("version", "errors", "counters", "limits", "log_lines", "clock", "redis_keys", "redis_scripts", "windows_console"),
+    (
+        "version",
+        "errors",
+        "counters",
+        "limits",
+        "log_lines",
+        "turns",
+        "clock",
+        "redis_keys",
+        "redis_scripts",
+        "windows_console",
+    ),
     ("frame", "presence", "client_address", "config_checks", "token_keys", "web_multipart"),
     ("target", "envelope", "system_events", "retention", "stream", "config_source", "listener", "web_params"),
     ("api_keys", "tokens"),

@@ -79,6 +79,47 @@ async def test_calls_are_carried_out_in_the_order_in_which_they_were_made(
     assert answers == [number.encode() for at, number in enumerate(numbers) if at % 3]
 
 
+async def test_what_goes_ahead_passes_what_was_not_sent_when_much_waits(lane: Line, redis_server: RedisServer) -> None:
+    for number in range(BATCH_CALLS):
+        lane.post(APPEND, str(number))
+    calls = [lane.begin(APPEND, lambda: ["in its place"], ahead=True)]
+    for number in range(BATCH_CALLS):
+        lane.post(APPEND, str(BATCH_CALLS + number))
+    calls += [lane.begin(APPEND, lambda at=at: [f"ahead {at}"], ahead=True) for at in range(3)]  # type: ignore[misc]
+    await asyncio.gather(*calls)
+    await lane.flush(5)
+    found = await carried_out(redis_server)
+    assert found[:3] == ["ahead 0", "ahead 1", "ahead 2"]
+    numbers = [str(number) for number in range(2 * BATCH_CALLS)]
+    assert found[3:] == [*numbers[:BATCH_CALLS], "in its place", *numbers[BATCH_CALLS:]]
+
+
+async def test_what_goes_ahead_stays_behind_what_was_sent(
+    lane: Line, redis_server: RedisServer, proxy: CuttingProxy
+) -> None:
+    """What was sent and not answered is sent again first, when the connection is cut."""
+    for number in range(3 * BATCH_CALLS):
+        lane.post(APPEND, str(number))
+    await until(lambda: any(one.sent is not None for one in lane._waiting), what="a batch is sent", pause_seconds=0)
+    sent = len([one for one in lane._waiting if one.sent is not None])
+    ahead = lane.begin(APPEND, lambda: ["ahead"], ahead=True)
+    assert lane._waiting[sent].answer is ahead
+    await ahead
+    await lane.flush(5)
+    assert (await carried_out(redis_server)).index("ahead") == sent
+
+
+async def test_a_call_waits_longer_than_its_time_while_others_are_answered(
+    lane: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_broker.redis_lane.CALL_SECONDS", 0.05)
+    for number in range(4 * BATCH_CALLS):
+        lane.post(SLOW if number % 32 == 0 else APPEND, str(number))
+    begun = time.monotonic()
+    assert await lane.call(APPEND, "last") == b"last"
+    assert time.monotonic() - begun > 0.1
+
+
 async def test_what_waits_shares_a_round_trip(lane: Line, proxy: CuttingProxy) -> None:
     await lane.call(APPEND, "the script is known now")
     pieces: list[int] = []
