@@ -34,7 +34,14 @@ class Broker:
     """One instance. `start` and `close` own everything that runs in it."""
 
     def __init__(
-        self, backend: Backend, *, address: str, heartbeat_seconds: float, max_buffer_bytes: int, max_streams: int = 0
+        self,
+        backend: Backend,
+        *,
+        address: str,
+        heartbeat_seconds: float,
+        max_buffer_bytes: int,
+        max_streams: int = 0,
+        end_expired: bool = False,
     ) -> None:
         self.backend = backend
         self.instance = Instance(os.urandom(8).hex(), address, VERSION, time.time())
@@ -45,6 +52,8 @@ class Broker:
         self._heartbeat_seconds = heartbeat_seconds
         self._max_buffer_bytes = max_buffer_bytes
         self._max_streams = max_streams
+        self._end_expired = end_expired
+        self.expired = 0
         self._catching_up: set[asyncio.Task[None]] = set()
 
     # --- life ---
@@ -197,7 +206,20 @@ class Broker:
                     stream.abort(Reason.HEARTBEAT_FAIL)
 
     def _renew(self, streams: Sequence[Stream]) -> None:
+        if self._end_expired:
+            now = time.time()
+            for stream in streams:
+                if stream.device.token_expires_at <= now:
+                    self._expire(stream)
+            streams = [stream for stream in streams if not stream.ended]
         self.backend.renew([Presence(stream.device, self._touch(stream)) for stream in streams])
+
+    def _expire(self, stream: Stream) -> None:
+        """End a stream whose token has expired; its client comes back with another one, or is refused."""
+        self.expired += 1
+        self.delivery.finish(stream)
+        self.leave(stream)
+        stream.end(system_events.expired(), Reason.DISCONNECT)
 
     @staticmethod
     def _touch(stream: Stream) -> Touch:

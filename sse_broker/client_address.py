@@ -21,7 +21,7 @@ def client_address(peer: object, headers: Headers, trusted: Sequence[Network]) -
     add a line of their own. `X-Real-IP` counts without it. A proxy seldom says the port.
     """
     host, port = _host_and_port(peer)
-    if not host or not _is_trusted(host, trusted):
+    if not host or not is_trusted(host, trusted):
         return join_host_port(host, port) if host else ""
     hops = ",".join(headers.getall("X-Forwarded-For", ())).split(",")
     real_ips = headers.getall("X-Real-IP", ("",))
@@ -56,7 +56,7 @@ def _last_untrusted(hops: Iterable[str], trusted: Sequence[Network]) -> str:
         if not address:
             break  # what stands before something malformed can not be trusted either
         found = address
-        if not _is_trusted(address, trusted):
+        if not is_trusted(address, trusted):
             break
     return found
 
@@ -81,7 +81,8 @@ def _plain(text: str) -> str:
     return str(address)
 
 
-def _is_trusted(host: str, trusted: Sequence[Network]) -> bool:
+def is_trusted(host: str, trusted: Sequence[Network]) -> bool:
+    """Tell whether an address is one of the trusted proxies'."""
     if not trusted:
         return False
     try:

@@ -141,6 +141,7 @@ class LimitsConfig:
     publisher_sends_per_second: float = 10.0
     batch_messages: int = 100_000
     wrong_keys_per_minute: float = 30.0
+    connections_per_address: int = 1_000
     head_seconds: float = 10.0
     body_seconds: float = 30.0
     exempt: tuple[str, ...] = ("127.0.0.0/8", "::1")
@@ -149,7 +150,7 @@ class LimitsConfig:
 
     def __post_init__(self) -> None:
         """Check every value. Raises: ConfigError."""
-        for key in ("streams_per_user", "streams_per_address", "pending_opens"):
+        for key in ("streams_per_user", "streams_per_address", "pending_opens", "connections_per_address"):
             checks.check_range(f"limits.{key}", getattr(self, key), 0, 100_000_000)
         for key in ("opens_per_second", "sends_per_second", "publisher_sends_per_second", "wrong_keys_per_minute"):
             checks.check_range(f"limits.{key}", getattr(self, key), 0, 1_000_000_000)

@@ -18,6 +18,5 @@ class Counters:
     refused_streams_per_user: int = 0
     refused_origins: int = 0
     slow_clients: int = 0
-    expired_streams: int = 0
     reloads: int = 0
     refused_reloads: int = 0

@@ -28,13 +28,13 @@ class Gate:
 
     __slots__ = (
         "_known",
-        "_limited_as",
         "_opens",
         "_publisher_sends",
         "_sends",
         "_wrong",
         "access",
         "counters",
+        "limited_as",
         "pending",
     )
 
@@ -60,7 +60,7 @@ class Gate:
         ):
             buckets.change(rate, max(1, rate * BURST_SECONDS))
         # Asked for each request, and clients come back: parsing takes 2 µs and more, remembering 0.1.
-        self._limited_as: Callable[[str], str] = functools.lru_cache(maxsize=8192)(self._find_limited_as)
+        self.limited_as: Callable[[str], str] = functools.lru_cache(maxsize=8192)(self._find_limited_as)
 
     # --- endpoints ---
 
@@ -75,7 +75,7 @@ class Gate:
         if not access.keys:
             return ANYONE
         key = access.keys.find(credential) if credential else None
-        address = self._limited_as(host)
+        address = self.limited_as(host)
         if key is None:
             caller = self._publisher(credential, address)
         else:
@@ -108,7 +108,7 @@ class Gate:
 
     def admit_open(self, host: str) -> None:
         """Let an address ask for a stream; it counts whatever comes of it. Raises: TooManyRequests."""
-        if not self._opens.limited or not (address := self._limited_as(host)):
+        if not self._opens.limited or not (address := self.limited_as(host)):
             return
         wait = self._opens.take(address)
         if wait:
@@ -134,7 +134,7 @@ class Gate:
         if limits.streams_per_user and of_user >= limits.streams_per_user:
             self.counters.refused_streams_per_user += 1
             raise TooManyRequests("the user has as many streams here as one may have", 5)
-        if limits.streams_per_address and of_address >= limits.streams_per_address and self._limited_as(host):
+        if limits.streams_per_address and of_address >= limits.streams_per_address and self.limited_as(host):
             self.counters.refused_streams_per_address += 1
             raise TooManyRequests(f"there are as many streams from {address_key(host)} as may be", 5)
 

@@ -21,6 +21,7 @@ from sse_broker.listener import listen, public_address
 from sse_broker.memory import MemoryBackend
 from sse_broker.redis_backend import RedisBackend
 from sse_broker.reload import Reloader, tls_context
+from sse_broker.slow_clients import SlowClients
 from sse_broker.web_api import Api
 from sse_broker.web_door import HttpServer
 from sse_broker.web_jwks import JwkSet
@@ -83,6 +84,7 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: R
         heartbeat_seconds=config.sse.heartbeat_interval,
         max_buffer_bytes=config.sse.max_buffer_bytes,
         max_streams=config.server.max_connections or file_limit() - SPARE_FILES,
+        end_expired=config.jwt.end_streams,
     )
     if made_up:
         log.warning("jwt.secret is not set: tokens are signed with a random secret that ends with this process")
@@ -102,10 +104,13 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: R
         raise
     stop.on_hangup(reloader.reload)
     _spare_garbage_collector()
+    slow_clients = SlowClients(http, gate, config.server.trusted_networks)
+    slow_clients.start()
     url = _say_where(broker.instance.address, config)
     if on_ready is not None:
         on_ready(url)
     await stop.wait()
+    slow_clients.close()
     await _shut_down(broker, http, config.server.drain_seconds, stop)
     if jwks is not None:
         await jwks.close()

@@ -16,6 +16,11 @@ def replay_gap(requested_id: int, oldest_id: int) -> Block:
     return system_event("sys_replay_gap", json.dumps({"requested": requested_id, "oldest": oldest_id}))
 
 
+def expired() -> Block:
+    """Return the last words to a client whose token has expired: a comment, for the contract has no event for it."""
+    return Block.of(b":the token has expired\n\n")
+
+
 def end(reason: Reason, payload: str) -> Block:
     """Return the last event of a stream that the broker ends, for one of the three reasons that have one."""
     if reason is Reason.KICK:

@@ -131,10 +131,11 @@ class HttpServer:
 class Door(asyncio.Protocol):
     """The protocol of a connection from its beginning until aiohttp or a stream takes it.
 
-    `work` is the task of a request that could not be answered at once; `since` is the loop's time of the last request.
+    `work` is the task of a request that could not be answered at once; `since` is the loop's time of the last request;
+    `fresh` until there was one.
     """
 
-    __slots__ = ("_behind", "_closing", "_head", "_loop", "_parser", "_partial", "_payload", "_server", "_transport", "_write_paused", "since", "work")  # fmt: skip
+    __slots__ = ("_behind", "_closing", "_head", "_loop", "_parser", "_partial", "_payload", "_server", "_transport", "_write_paused", "fresh", "since", "work")  # fmt: skip
 
     def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
@@ -155,6 +156,7 @@ class Door(asyncio.Protocol):
         self._write_paused = False
         self.work: asyncio.Task[None] | None = None
         self.since = loop.time()
+        self.fresh = True
 
     # --- asyncio.Protocol ---
 
@@ -253,6 +255,7 @@ class Door(asyncio.Protocol):
         self._partial.clear()
         self._parser.message_consumed()
         self.since = self._loop.time()
+        self.fresh = False
         path = message.path.partition("?")[0]
         head = Head(message.method, message.path, path, message.headers, transport.get_extra_info("peername"))
         if path == EVENTS:
@@ -347,6 +350,16 @@ class Door(asyncio.Protocol):
         ).encode()
 
     # --- the end ---
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The connection's transport, None once it is somebody else's or gone."""
+        return self._transport
+
+    @property
+    def body_progress(self) -> int | None:
+        """How much of a body that is still to come is there, in pieces; None when none is waited for."""
+        return None if self._head is None else len(self._partial)
 
     def close(self) -> None:
         """End the connection, after the answer to a request that is in work."""

@@ -102,6 +102,7 @@ class ServedBroker:
             heartbeat_seconds=sse.heartbeat_interval,
             max_buffer_bytes=sse.max_buffer_bytes,
             max_streams=self.config.server.max_connections,
+            end_expired=self.config.jwt.end_streams,
         )
         self._steps.append(self.broker.close)
         await self.broker.start()

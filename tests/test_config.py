@@ -88,6 +88,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             "publisher_sends_per_second": 10,
             "batch_messages": 100_000,
             "wrong_keys_per_minute": 30,
+            "connections_per_address": 1000,
             "head_seconds": 10,
             "body_seconds": 30,
             "exempt": ("127.0.0.0/8", "::1"),

@@ -100,6 +100,7 @@ def test_the_environment_overrides_the_file_for_every_key(file: Path) -> None:
         "SSE_BROKER_LIMITS_PUBLISHER_SENDS_PER_SECOND": "6",
         "SSE_BROKER_LIMITS_BATCH_MESSAGES": "7",
         "SSE_BROKER_LIMITS_WRONG_KEYS_PER_MINUTE": "8",
+        "SSE_BROKER_LIMITS_CONNECTIONS_PER_ADDRESS": "20",
         "SSE_BROKER_LIMITS_HEAD_SECONDS": "9",
         "SSE_BROKER_LIMITS_BODY_SECONDS": "10",
         "SSE_BROKER_LIMITS_EXEMPT": "192.0.2.0/24",
@@ -140,7 +141,7 @@ def test_the_environment_overrides_the_file_for_every_key(file: Path) -> None:
         ),
         RedisConfig(("redis:6379",), "u", " p,w ", 3, 4, "mymaster", True),
         SseConfig(3, 5, 6, 70000),
-        LimitsConfig(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ("192.0.2.0/24",)),
+        LimitsConfig(1, 2, 3, 4, 5, 6, 7, 8, 20, 9, 10, ("192.0.2.0/24",)),
     )
 
 
