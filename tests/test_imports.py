@@ -43,6 +43,7 @@ LAYERS = (
     ("web_events",),
     ("web",),
     ("web_door", "reload"),
+    ("slow_clients",),
     ("server",),
     ("cli",),
     ("__main__", "desktop"),
