@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -155,9 +156,10 @@ async def serve_on_redis(redis_server: RedisServer) -> AsyncIterator[Serve]:
         )
 
 
-# The kinds of backend over which the contract suite runs; a kind of Redis is named like the fixture of its servers.
-BACKENDS = ("memory", "redis_server")
-SHARED_BACKENDS = BACKENDS[1:]
+# The kinds of backend over which the contract suite runs; a kind of Redis is named like the fixture of its servers. All of
+# them: TEST_BACKENDS="memory redis_server sentinel_set redis_cluster", which takes some minutes.
+BACKENDS = os.environ.get("TEST_BACKENDS", "memory redis_server").split()
+SHARED_BACKENDS = [kind for kind in BACKENDS if kind != "memory"]
 
 
 @pytest.fixture(params=BACKENDS)
