@@ -100,6 +100,7 @@ class Traffic:
         self._mischief, self._mischief_pause_seconds = mischief, mischief_pause_seconds
         self._kicks, self._becomes = kicks, becomes
         self._apis: list[Api] = []
+        self._spared: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
 
@@ -119,6 +120,12 @@ class Traffic:
         if self._mischief:
             self._tasks.append(asyncio.create_task(self._disturb(), name="mischief"))
 
+    def spare(self, *brokers: Node) -> None:
+        """Ask these brokers for nothing, and let no device connect to them; none: use all again."""
+        self._spared = {broker.base_url for broker in brokers}
+        for device in self.recorder.devices:
+            device.urls = [broker.base_url for broker in self.brokers if broker.base_url not in self._spared]
+
     async def stop(self) -> None:
         """End, with all devices on their way back."""
         self._stopping = True
@@ -128,6 +135,9 @@ class Traffic:
             for device in self._mischief:
                 device.come_back()
             await asyncio.gather(*(api.close() for api in self._apis))
+
+    def _api(self) -> Api:
+        return self._draw.choice([api for api in self._apis if api.base_url not in self._spared])
 
     def _users(self) -> list[str]:
         return sorted({device.uid for device in self.recorder.devices})
@@ -144,7 +154,7 @@ class Traffic:
             text = draw.choice(("", "short", "two\nlines", "ünïcödé \U0001f600", LONG if draw.random() < 0.1 else "x"))
             event = draw.choice(("", "", "news"))
             start = loop.time()
-            answer = await self.recorder.send(draw.choice(self._apis), text, users=users, devices=devices, event=event)
+            answer = await self.recorder.send(self._api(), text, users=users, devices=devices, event=event)
             self.answers.append((start, loop.time(), answer))
             await asyncio.sleep(draw.uniform(*self._pause_seconds))
 
@@ -176,4 +186,4 @@ class Traffic:
             await device.drop()
         elif self._kicks:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                await draw.choice(self._apis).kick(device=device.name, data="go")
+                await self._api().kick(device=device.name, data="go")
