@@ -47,6 +47,18 @@ class Presence:
     touch: Touch
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a backend is doing: whether it answers, and what it counted since the start of the process."""
+
+    answers: bool = True
+    reconnects: int = 0
+    damaged: int = 0
+    bus_lag_seconds: float = 0
+    round_trips: int = 0
+    round_trip_seconds: float = 0
+
+
 class Receiver(Protocol):
     """The instance's side of the bus."""
 
@@ -79,6 +91,8 @@ class Backend(Protocol):
     6. A call that can not be carried out raises `Unavailable` within seconds; what it was to change is then unknown for
        `publish` and `kick`, and put right by itself for `join` and `leave`.
     """
+
+    name: str
 
     async def start(self, instance: Instance, receiver: Receiver) -> None:
         """Connect, register the instance and begin to receive. Raises: StartError."""
@@ -126,3 +140,6 @@ class Backend(Protocol):
 
     async def counts(self) -> tuple[int, int]:
         """Return how many users and how many devices are online, cluster-wide. Raises: Unavailable."""
+
+    def health(self) -> Health:
+        """Return how it is doing, from what is known here."""

@@ -20,6 +20,7 @@ from sse_broker.registry import Registry
 from sse_broker.stream import Stream, Transport
 from sse_broker.target import Message, Sent, Target
 from sse_broker.tokens import Claims
+from sse_broker.traffic import Traffic
 from sse_broker.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class Broker:
         self.backend = backend
         self.instance = Instance(os.urandom(8).hex(), address, VERSION, time.time())
         self.registry = Registry()
-        self.delivery = Delivery(self.registry)
+        self.traffic = Traffic()
+        self.delivery = Delivery(self.registry, self.traffic)
         self.draining = False
         self._heartbeats = Heartbeats(heartbeat_seconds, self._renew)
         self._heartbeat_seconds = heartbeat_seconds
@@ -148,6 +150,8 @@ class Broker:
         stream.begin(last_id, joined.id)
         stream.attach(transport, system_events.connected(device.device_address), self._lost, head)
         self._heartbeats.add(stream)
+        self.traffic.opened += 1
+        self.traffic.resumed += last_id is not None
         if last_id is not None and last_id > joined.id:
             # An id that this data set never gave, so lost with another: waiting for a greater one could take for ever.
             stream.write_block(system_events.replay_gap(last_id, joined.id))
@@ -160,6 +164,7 @@ class Broker:
 
     def _lost(self, stream: Stream) -> None:
         reason = stream.end_reason or Reason.DISCONNECT
+        self.traffic.offline[reason] += 1
         self.leave(stream, reason)
         if stream.failure is not None:
             log.warning("a stream could not be written to: %s", stream.failure)
@@ -172,12 +177,14 @@ class Broker:
             if page.gap_id > told_id:
                 # Told again when more was dropped while a slow client was reading.
                 told_id = page.gap_id
+                self.traffic.gaps += 1
                 oldest_id = next((frame.id for frame in page.frames if frame.id > told_id), told_id + 1)
                 stream.write_block(system_events.replay_gap(stream.last_id, oldest_id))
             for frame in page.frames:
                 if stream.paused:
                     await self._writable(stream)
                 stream.replay(frame)
+            self.traffic.replayed_frames += len(page.frames)
             if not page.more:
                 if not stream.overflowed:
                     return
@@ -252,6 +259,7 @@ class Broker:
 
     def missed(self, after_id: int) -> None:
         """Have every live stream catch up from the logs."""
+        self.traffic.catch_ups += 1
         after_id = self.delivery.done_up_to(after_id)
         streams = [stream for stream in self.registry if stream.hold(after_id)]
         self._own(self._catch_up_all(streams))
@@ -280,7 +288,17 @@ class Broker:
 
     async def send(self, messages: Sequence[Message]) -> list[Sent]:
         """Publish messages. Raises: Unavailable."""
-        return await self.backend.publish(messages)
+        try:
+            sent = await self.backend.publish(messages)
+        except Unavailable:
+            self.traffic.refused_messages += len(messages)
+            raise
+        self.traffic.messages += len(sent)
+        return sent
+
+    def take_loop_lag(self) -> float:
+        """Return by how many seconds the event loop was late at most since this was last asked."""
+        return self._heartbeats.take_lag()
 
     async def kick(self, target: Target, data: str) -> int:
         """End the streams of some users and devices; return how many devices were online. Raises: Unavailable."""

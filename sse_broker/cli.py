@@ -18,6 +18,9 @@ from sse_broker.version import VERSION
 
 PROGRAM = "sse-broker"
 
+# See `commands`, which is imported for these alone.
+COMMANDS = ("token", "send", "listen", "info", "kick", "check", "config")
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_CONFIGURATION = 2
@@ -25,6 +28,17 @@ EXIT_BAD_CONFIGURATION = 2
 _EPILOG = """\
 With no configuration at all it runs on this machine alone, without Redis, and prints where its pages are.
 Every key of the configuration file can be set by environment: SSE_BROKER_REDIS_ADDRS=10.0.0.5:6379 sets redis.addrs.
+
+commands, each with its own --help:
+  serve         run a broker (the default)
+  token         get a token for a user
+  send          send data to users, devices or everyone
+  listen        print an event stream as it comes, over reconnects
+  info          who is online: a user, a device, an instance, the cluster
+  kick          end the streams of users and devices
+  check         look over the configuration and Redis, with advice
+  config show   the values in effect and where each comes from, secrets hidden
+  config init   write a commented configuration with a fresh secret and key
 
 exit codes: 0 after SIGTERM or Ctrl-C, 1 if it could not start (port taken, Redis out of reach),
 2 if the configuration is wrong
@@ -44,9 +58,21 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Callable[[str], None] |
 
     `on_ready` is called with the base URL once a server answers. Raises: SystemExit after --help, --version and wrong arguments, as argparse does.
     """
-    arguments = _parser().parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        return _exit_code(lambda: _command(argv))
+    arguments = _parser().parse_args(argv[1:] if argv[:1] == ["serve"] else argv)
+    return _exit_code(
+        lambda: _run(
+            lambda: config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port), on_ready
+        )
+    )
+
+
+def _exit_code(program: Callable[[], int | None]) -> int:
+    """Run the program and return how it ended; what went wrong is printed."""
     try:
-        _run(lambda: config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port), on_ready)
+        return program() or EXIT_OK
     except KeyboardInterrupt:
         # Ctrl-C before the server took over the signal, or a second one that did not want to wait.
         return EXIT_OK
@@ -61,7 +87,12 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Callable[[str], None] |
         if sys.flags.dev_mode:
             traceback.print_exc()
         return EXIT_FAILED
-    return EXIT_OK
+
+
+def _command(argv: Sequence[str]) -> int:
+    from sse_broker import commands
+
+    return commands.run(argv, _Parser)
 
 
 def _run(read: Callable[[], config.Config], on_ready: Callable[[str], None] | None) -> None:

@@ -43,6 +43,7 @@ class ServerConfig:
     drain_seconds: float = 10.0
     max_body_bytes: int = _MIB
     max_connections: int = 0
+    admin_port: int = 0
     tls_cert: str = ""
     tls_key: str = ""
     # Not a key: `trusted_proxies`, parsed once, since every request asks. A single address is a network of its own.
@@ -56,6 +57,7 @@ class ServerConfig:
         checks.check_seconds("server.drain_seconds", self.drain_seconds, zero_allowed=True)
         checks.check_range("server.max_body_bytes", self.max_body_bytes, 1, _MAX_BYTES, "bytes")
         checks.check_range("server.max_connections", self.max_connections, 0, 100_000_000)
+        checks.check_range("server.admin_port", self.admin_port, 0, 65535)
         networks = tuple(checks.parsed_network("server.trusted_proxies", text) for text in self.trusted_proxies)
         object.__setattr__(self, "trusted_networks", networks)
         for origin in self.cors_origins:
@@ -299,16 +301,28 @@ def load(
     `path` must exist; without it `candidate_files` are tried. Raises: ConfigError with one line that names the file (or
     the variable or the option), the table and the key.
     """
+    options = {"host": host, "port": port}
+    return _load(path, environ, {name: value for name, value in options.items() if value is not None})[0]
+
+
+def load_with_sources(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> tuple[Config, dict[str, str]]:
+    """Read the configuration, and return with it where each `table.key` that is not a default was set. Raises: ConfigError."""
+    config, settings = _load(path, environ, {})
+    names = [f"{table}.{key}" for table, keys in schema().items() for key in keys]
+    return config, {name: source for name in names if (source := settings.source(name))}
+
+
+def _load(path: Path | None, environ: Mapping[str, str], options: Mapping[str, str | int]) -> tuple[Config, Settings]:
     settings = Settings(schema())
     file = _add_file(settings, path)
     settings.add_environment(environ)
-    if host is not None:
-        settings.add_option("--host", "server.host", host)
-    if port is not None:
-        settings.add_option("--port", "server.port", port)
+    for name, value in options.items():
+        settings.add_option(f"--{name}", f"server.{name}", value)
     try:
         tables = {name: kind(**settings.table(name)) for name, kind in typing.get_type_hints(Config).items()}
-        return Config(**tables)
+        return Config(**tables), settings
     except BadValue as error:
         raise ConfigError(f"{_place(settings, error, file)}: {error.message}") from None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sse_broker import cli
 from sse_broker.config import BUNDLE_FILE_NAME
+from sse_broker.example_config import example_config
 from sse_broker.windows_console import owns_console
 
 NO_BROWSER = "--no-browser"
@@ -30,13 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_double_click(arguments: Sequence[str]) -> bool:
     """Whether it was started as a double click, or a shortcut with the one switch, starts it."""
     return sys.platform == "win32" and getattr(sys, "frozen", False) and set(arguments) <= {NO_BROWSER}
-
-
-def example_config() -> str:
-    """Return the commented configuration that travels in the package, or stands beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    folders = (package / "etc", package.parent / "etc")
-    return next(folder for folder in folders if folder.is_dir()).joinpath(BUNDLE_FILE_NAME).read_text("utf-8")
 
 
 def _write_config(path: Path) -> None:

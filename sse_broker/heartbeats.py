@@ -28,6 +28,7 @@ class Heartbeats:
         self._slots: list[list[Stream]] = [[] for _ in range(SLOTS)]
         self._next_slot = 0
         self._task: asyncio.Task[None] | None = None
+        self._lag_seconds = 0.0
 
     def start(self) -> None:
         """Start turning."""
@@ -38,6 +39,11 @@ class Heartbeats:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def take_lag(self) -> float:
+        """Return by how many seconds the loop was late at most since this was last asked."""
+        lag, self._lag_seconds = self._lag_seconds, 0.0
+        return lag
 
     def add(self, stream: Stream) -> None:
         """Take a stream in; it falls out by itself some time after its end. Slots fill evenly, also in a storm."""
@@ -51,6 +57,7 @@ class Heartbeats:
         while True:
             due = max(due + self._tick_seconds, loop.time())
             await asyncio.sleep(due - loop.time())
+            self._lag_seconds = max(self._lag_seconds, loop.time() - due)
             turn = (turn + 1) % SLOTS
             try:
                 await self._visit(turn, renew=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sse_broker.backend import PAGE_FRAMES, Joined, Page, Presence, Receiver
+from sse_broker.backend import PAGE_FRAMES, Health, Joined, Page, Presence, Receiver
 from sse_broker.clock import local_text
 from sse_broker.envelope import EndEnvelope, FrameEnvelope
 from sse_broker.errors import Unauthorized
@@ -32,6 +32,8 @@ NO_USER = ""
 
 class MemoryBackend:
     """The `Backend` of a single instance; `listeners` hear every presence message, in order."""
+
+    name = "embedded"
 
     def __init__(self, *, max_frames: int, expire_seconds: float, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -207,6 +209,10 @@ class MemoryBackend:
     async def counts(self) -> tuple[int, int]:
         """See `Backend.counts`."""
         return len(self._user_devices), len(self._presences)
+
+    def health(self) -> Health:
+        """See `Backend.health`: it always answers."""
+        return Health()
 
     # --- help ---
 

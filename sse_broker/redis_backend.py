@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sse_broker.backend import PAGE_FRAMES, Joined, Page, Presence, Receiver
+from sse_broker.backend import PAGE_FRAMES, Health, Joined, Page, Presence, Receiver
 from sse_broker.clock import local_text
 from sse_broker.cluster import Beat, Cluster
 from sse_broker.config import Config
@@ -63,6 +63,8 @@ class _Leave:
 
 class RedisBackend:
     """The `Backend` of one instance in a cluster, and the `Membership` of its `Cluster`."""
+
+    name = "redis"
 
     def __init__(self, config: Config) -> None:
         self._client = RedisClient(config.redis)
@@ -295,6 +297,18 @@ class RedisBackend:
         """See `Backend.counts`."""
         users, devices, _ = await self._lane.call(OVERVIEW)
         return int(users), int(devices)
+
+    def health(self) -> Health:
+        """See `Backend.health`."""
+        bus = self._bus
+        return Health(
+            answers=self._lane.answers,
+            reconnects=self._lane.reconnects,
+            damaged=self.damaged + (bus.damaged if bus else 0),
+            bus_lag_seconds=bus.lag_seconds if bus else 0,
+            round_trips=self._lane.round_trips,
+            round_trip_seconds=self._lane.round_trip_seconds,
+        )
 
     # --- membership (see `cluster.Membership`) ---
 

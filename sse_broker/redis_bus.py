@@ -46,6 +46,7 @@ class Bus:
         self._task: asyncio.Task[None] | None = None
         self.last_id = 0
         self.damaged = 0
+        self.lag_seconds = 0.0
 
     def start(self) -> None:
         """Begin to read."""

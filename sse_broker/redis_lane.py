@@ -69,6 +69,8 @@ class Lane:
         self._answered_at = 0.0
         self._closed = False
         self.reconnects = 0
+        self.round_trips = 0
+        self.round_trip_seconds = 0.0
 
     async def start(self) -> None:
         """Connect and begin to carry out calls. Raises: one of FAILURES."""
@@ -93,6 +95,11 @@ class Lane:
             await disconnect(self._connection)
         for one in self._waiting:
             _fail(one, CLOSING)
+
+    @property
+    def answers(self) -> bool:
+        """Whether Redis answered when it was last asked."""
+        return self._connection is not None and self._away_since is None
 
     async def call(self, script: Script, *arguments: Any) -> Any:
         """Carry out a script and return its answer. Raises: Unavailable within seconds."""
@@ -157,8 +164,11 @@ class Lane:
         self._drop_given_up()
         batch = [self._waiting[at] for at in range(min(len(self._waiting), BATCH_CALLS))]
         if batch:
+            sent_at = time.monotonic()
             replies = await call(connection, [_command(one) for one in batch], REPLY_SECONDS)
             self._answered_at = time.monotonic()
+            self.round_trips += 1
+            self.round_trip_seconds += time.monotonic() - sent_at
             for one, reply in zip(batch, replies, strict=True):
                 if isinstance(reply, NoScriptError):
                     # Someone emptied the script cache. What follows in the batch may have been carried out, and is again,

@@ -10,21 +10,27 @@ import sys
 import time
 from collections.abc import Callable
 
+from aiohttp import web
+
 from sse_broker import logs
 from sse_broker.access import access_of, public_keys_of
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
-from sse_broker.config import Config, with_random_secret
+from sse_broker.config import Config, ServerConfig, with_random_secret
 from sse_broker.errors import BrokerError
+from sse_broker.file_limits import file_limit
 from sse_broker.gate import Gate
 from sse_broker.listener import listen, public_address
 from sse_broker.memory import MemoryBackend
+from sse_broker.metrics import Metrics
 from sse_broker.redis_backend import RedisBackend
 from sse_broker.reload import Reloader, tls_context
 from sse_broker.slow_clients import SlowClients
+from sse_broker.systemd import Notifier, inherited_sockets
 from sse_broker.web_api import Api
 from sse_broker.web_door import HttpServer
 from sse_broker.web_jwks import JwkSet
+from sse_broker.web_ops import admin_application
 from sse_broker.windows_console import ConsoleHandler
 
 log = logging.getLogger(__name__)
@@ -34,10 +40,9 @@ ReadConfig = Callable[[], Config]
 
 # Descriptors kept free of streams: for back ends, Redis, logs.
 SPARE_FILES = 200
-# Windows has no limit to set; a process may have this many handles.
-WINDOWS_HANDLES = 1 << 24
 # Unacknowledged for this many heartbeat intervals, a peer is gone: one interval until something is sent, then this.
 PEER_TIMEOUT_HEARTBEATS = 1.5
+ADMIN_PEER_TIMEOUT_SECONDS = 30.0
 
 
 def run(config: Config, on_ready: OnReady | None = None, read: ReadConfig | None = None) -> None:
@@ -73,7 +78,8 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: R
     public_keys = public_keys_of(config)
     gate = Gate(access_of(config, public_keys))
     reloader = Reloader(config, read, gate, public_keys, ssl_context)
-    sockets = listen(
+    notifier = Notifier()
+    sockets = inherited_sockets() or listen(
         config.server.host,
         config.server.port,
         peer_timeout_seconds=PEER_TIMEOUT_HEARTBEATS * config.sse.heartbeat_interval,
@@ -95,6 +101,7 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: R
         await broker.start()
         http = HttpServer(Api(broker, gate, config, jwks))
         await http.start(sockets, ssl_context)
+        admin = await _start_admin(broker, gate, config.server)
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -102,18 +109,42 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: R
         if jwks is not None:
             await jwks.close()
         raise
-    stop.on_hangup(reloader.reload)
+
+    def reload() -> None:
+        notifier.reloading()
+        reloader.reload()
+        notifier.ready()
+
+    stop.on_hangup(reload)
     _spare_garbage_collector()
     slow_clients = SlowClients(http, gate, config.server.trusted_networks)
     slow_clients.start()
     url = _say_where(broker.instance.address, config)
     if on_ready is not None:
         on_ready(url)
+    notifier.ready()
     await stop.wait()
     slow_clients.close()
+    notifier.stopping()
     await _shut_down(broker, http, config.server.drain_seconds, stop)
+    if admin is not None:
+        await admin.cleanup()
+    await notifier.close()
     if jwks is not None:
         await jwks.close()
+
+
+async def _start_admin(broker: Broker, gate: Gate, server: ServerConfig) -> web.AppRunner | None:
+    if not server.admin_port:
+        return None
+    sockets = listen(server.host, server.admin_port, peer_timeout_seconds=ADMIN_PEER_TIMEOUT_SECONDS)
+    runner = web.AppRunner(
+        admin_application(broker, Metrics(broker, gate.counters)), access_log=None, shutdown_timeout=1
+    )
+    await runner.setup()
+    for sock in sockets:
+        await web.SockSite(runner, sock).start()
+    return runner
 
 
 async def _shut_down(broker: Broker, http: HttpServer, drain_seconds: float, stop: "Stop") -> None:
@@ -195,15 +226,6 @@ def make_backend(config: Config) -> Backend:
     return MemoryBackend(
         max_frames=config.sse.device_frame_cache_size, expire_seconds=config.sse.device_frame_cache_expire
     )
-
-
-def file_limit() -> int:
-    """Return how many files this process may open."""
-    if sys.platform == "win32":
-        return WINDOWS_HANDLES
-    import resource
-
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -8,12 +8,26 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
 
-from sse_broker import answers, pages
+from sse_broker import answers, pages, web_ops
 from sse_broker.access_log import AccessLogger, server_logger
 from sse_broker.api_keys import Caller
 from sse_broker.config import Config
 from sse_broker.errors import BrokerError
-from sse_broker.web_api import ENDPOINTS, Answer, Api, Body, Endpoint, Head, answer, cors, failure, preflight, send
+from sse_broker.metrics import Metrics
+from sse_broker.web_api import (
+    ENDPOINTS,
+    Answer,
+    Api,
+    Body,
+    Endpoint,
+    Head,
+    answer,
+    check_key,
+    cors,
+    failure,
+    preflight,
+    send,
+)
 from sse_broker.web_batch import NDJSON, send_lines
 from sse_broker.web_events import ALLOW, open_stream
 from sse_broker.web_params import request_values
@@ -34,8 +48,13 @@ def application(api: Api) -> web.Application:
         app.router.add_route("*", path, _handler(endpoint))
     app.router.add_route("*", "/events", events)
     pages.setup(app)
+    web_ops.setup(app, api.broker, Metrics(api.broker, api.gate.counters), _admit_to_metrics)
     app.router.add_route("*", "/{path:.*}", not_found)
     return app
+
+
+def _admit_to_metrics(request: web.Request) -> None:
+    check_key(request.app[API_KEY], _head(request), "info")
 
 
 def runner(app: web.Application, config: Config) -> web.AppRunner:

@@ -149,7 +149,7 @@ async def answer(api: Api, endpoint: Endpoint, head: Head, body: Body) -> Answer
             return preflight(api, head, "GET, POST")
         if head.method not in ("GET", "POST"):
             raise MethodNotAllowed(f"{head.path} takes GET and POST")
-        result = await endpoint(api, head, body, _caller(api, head))
+        result = await endpoint(api, head, body, check_key(api, head, head.path[1:]))
     except BrokerError as error:
         return failure(error, started, headers, "GET, POST, OPTIONS")
     except Exception:
@@ -192,8 +192,9 @@ def client_of(head: Head, config: Config) -> str:
     return client_address(head.peer, head.headers, config.server.trusted_networks)
 
 
-def _caller(api: Api, head: Head) -> Caller:
+def check_key(api: Api, head: Head, scope: str) -> Caller:
+    """Return who calls, by the API key of the request. Raises: what `Gate.caller` does."""
     if not api.gate.access.keys:
         return ANYONE
     credential = head.headers.get("X-SSE-API-Key") or bearer(head.headers) or ""
-    return api.gate.caller(head.path[1:], credential, host_of(api, head))
+    return api.gate.caller(scope, credential, host_of(api, head))

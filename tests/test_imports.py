@@ -31,26 +31,50 @@ LAYERS = (
         "redis_scripts",
         "windows_console",
     ),
+    ("traffic", "systemd", "file_limits", "example_config"),
     ("frame", "presence", "client_address", "config_checks", "token_keys", "web_multipart"),
     ("target", "envelope", "system_events", "retention", "stream", "config_source", "listener", "web_params"),
     ("api_keys", "tokens"),
     ("backend", "registry", "config", "cluster"),
     ("access", "answers", "web_jwks", "delivery", "heartbeats", "memory", "redis_client", "redis_entries", "logs"),
-    ("redis_group", "redis_lane", "redis_bus", "redis_touches", "access_log", "gate", "web_credentials"),
+    (
+        "redis_advice",
+        "redis_group",
+        "redis_lane",
+        "redis_bus",
+        "redis_touches",
+        "access_log",
+        "gate",
+        "web_credentials",
+    ),
     ("broker", "redis_backend"),
-    ("pages", "web_batch"),
-    ("web_api",),
+    ("pages", "web_batch", "metrics"),
+    ("web_api", "web_ops"),
     ("web_events",),
     ("web",),
     ("web_door", "reload"),
     ("slow_clients",),
     ("server",),
+    ("api_client", "command_checks", "config_commands"),
+    ("commands",),
     ("cli",),
     ("__main__", "desktop"),
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
-WEB = {"web", "web_batch", "web_door", "web_events", "web_params", "web_jwks", "pages", "access_log", "server"}
+WEB = {
+    "api_client",
+    "web",
+    "web_ops",
+    "web_batch",
+    "web_door",
+    "web_events",
+    "web_params",
+    "web_jwks",
+    "pages",
+    "access_log",
+    "server",
+}
 REDIS = {name for name in LAYER_OF if name.startswith("redis_")}
 # Third-party package: the modules that may import it.
 ALLOWED = {
@@ -60,7 +84,8 @@ ALLOWED = {
     "jwt": {"tokens", "token_keys"},
     "hiredis": {"redis_client"},
     "redis": REDIS,
-    "tomlkit": {"config_source"},
+    "prometheus_client": {"metrics"},
+    "tomlkit": {"config_commands", "config_source"},
     "uvloop": {"server"},
     "winloop": {"server"},
 }
