@@ -27,7 +27,7 @@ MAX_JOINED_BYTES = 256 * 1024
 class Delivery:
     """Writes frames to the streams of one registry; `start` and `close` own its task."""
 
-    def __init__(self, registry: Registry, traffic: Traffic) -> None:
+    def __init__(self, registry: Registry, traffic: Traffic | None = None) -> None:
         self._registry = registry
         self._pending: deque[Frame] = deque()
         self._pending_bytes = 0
@@ -35,7 +35,7 @@ class Delivery:
         self._room = asyncio.Event()
         self._room.set()
         self._task: asyncio.Task[None] | None = None
-        self._traffic = traffic
+        self.traffic = Traffic() if traffic is None else traffic
 
     def start(self) -> None:
         """Start the task that writes broadcasts."""
@@ -56,8 +56,8 @@ class Delivery:
             if pending:
                 self.finish(stream)
             if stream.write(frame):
-                self._traffic.deliveries += 1
-                self._traffic.delivered_bytes += len(frame.plain)
+                self.traffic.deliveries += 1
+                self.traffic.delivered_bytes += len(frame.plain)
 
     def to_everyone(self, frame: Frame) -> None:
         """Have a frame written to every stream that is open now."""
@@ -112,8 +112,8 @@ class Delivery:
                     whole += 1
                 else:
                     written = [frame for frame in frames if stream.write(frame)]
-                    self._traffic.deliveries += len(written)
-                    self._traffic.delivered_bytes += sum(len(frame.plain) for frame in written)
-            self._traffic.deliveries += whole * len(frames)
-            self._traffic.delivered_bytes += whole * len(joined.plain)
+                    self.traffic.deliveries += len(written)
+                    self.traffic.delivered_bytes += sum(len(frame.plain) for frame in written)
+            self.traffic.deliveries += whole * len(frames)
+            self.traffic.delivered_bytes += whole * len(joined.plain)
             await asyncio.sleep(0)

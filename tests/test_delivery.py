@@ -123,7 +123,7 @@ async def test_a_burst_of_broadcasts_is_one_write_for_each_stream(hall: Hall) ->
     assert [one.transport.writes for one in streams] == [[b"".join(frame.plain for frame in burst)]] * 3
     assert len({id(one.transport.writes[0]) for one in streams}) == 1, "joined once"
     assert chunked.transport.writes == [b"".join(frame.chunk for frame in burst)]
-    assert hall.delivery.delivered == 4 * 3
+    assert hall.delivery.traffic.deliveries == 4 * 3
 
 
 async def test_a_stream_that_has_part_of_a_burst_gets_the_rest(hall: Hall) -> None:

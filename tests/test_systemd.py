@@ -17,7 +17,6 @@ from sse_broker.systemd import Notifier, inherited_sockets
 from tests.event_client import Api
 from tests.waiting import until
 
-
 # As systemd does it: the socket becomes descriptor 3, and the process id is that of the program.
 BECOME_THE_PROGRAM = """
 import os, sys
