@@ -67,6 +67,8 @@ class Params:
         value = self._values.get(name)
         if value is None or value == "":
             return ()
+        if isinstance(value, str) and value.isalnum() and value.isascii() and len(value) <= MAX_NAME_CHARS:
+            return (value,)  # one plain name, as in most: nothing to split, strip or refuse
         if isinstance(value, tuple):
             value = ",".join(value)
         if isinstance(value, list):

@@ -124,6 +124,18 @@ async def test_frames_that_were_missed_come_first_oldest_first_each_once(serve: 
         assert [event.event for event in client.system] == ["sys_connected"]
 
 
+@pytest.mark.parametrize("uid", ['a"b', "back\\slash", '"}, {"uid": "x', "\u00e9\u2028", "tab\there", "sp ace"])
+async def test_a_user_may_have_any_name(serve: Serve, uid: str) -> None:
+    """What a device gets while it is online is kept for it and for its user, whatever JSON makes of the name."""
+    broker = await serve()
+    async with broker.client(uid, "d") as client:
+        for number in range(2):
+            await broker.api.request("POST", "/send", json={"data": str(number), "device": ["d"]})
+        first, _ = [await client.next_frame() for _ in range(2)]
+    async with broker.client(uid, "d", last_id=first.id) as client:
+        assert (await client.next_frame()).data == "1"
+
+
 async def test_a_long_replay_is_complete(serve: Serve) -> None:
     """More than a page of each log."""
     broker = await serve({"sse": {"device_frame_cache_size": 200}})
