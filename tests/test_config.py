@@ -44,6 +44,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             "drain_seconds": 10,
             "max_body_bytes": 1024 * 1024,
             "max_connections": 0,
+            "admin_port": 0,
             "tls_cert": "",
             "tls_key": "",
             "trusted_networks": (),
