@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
-import aiohttp_jinja2
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -194,9 +193,7 @@ async def test_the_api_page_names_every_endpoint_parameter_event_and_channel(cli
 
 
 def test_values_in_templates_are_escaped() -> None:
-    app = web.Application()
-    pages.setup(app)
-    template = aiohttp_jinja2.get_env(app).from_string("<p>{{ name }}</p>")
+    template = pages.environment(pages.templates_path()).from_string("<p>{{ name }}</p>")
     assert template.render(name='<b>"x"</b>') == "<p>&lt;b&gt;&#34;x&#34;&lt;/b&gt;</p>"
 
 
