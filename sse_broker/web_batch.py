@@ -31,7 +31,7 @@ def message_of(params: Params) -> Message:
 
 def target_of(params: Params) -> Target:
     """Return whom the lists `uid` and `device` name. Raises: BadRequest."""
-    return Target(params.names("uid"), tuple(device_id_of(name) for name in params.names("device")))
+    return Target(params.names("uid"), tuple([device_id_of(name) for name in params.names("device")]))
 
 
 class Batch:

@@ -21,6 +21,7 @@ from typing import Any
 
 from aiohttp.http import SERVER_SOFTWARE, HttpProcessingError, HttpRequestParser, HttpVersion11, RawRequestMessage
 
+from sse_broker import answers
 from sse_broker.access_log import AccessLogger, masked
 from sse_broker.errors import BrokerError
 from sse_broker.listener import BACKLOG
@@ -53,6 +54,14 @@ CLOSE_SECONDS = 1.0
 OPENINGS_PER_TURN = 16
 
 
+def _lines(headers: dict[str, str]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode()
+
+
+PLAIN_LINES = _lines(answers.HEADERS)
+PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
 class HttpServer:
     """Serves the API on some sockets. With `short_way` off, every request goes through aiohttp's handlers."""
 
@@ -66,8 +75,8 @@ class HttpServer:
         self._access = AccessLogger.trusting(config.server.trusted_networks)(logging.getLogger("aiohttp.access"), "")
         self.runner = runner(application(api), config)
         self.max_body_bytes = min(MAX_BODY_BYTES, config.server.max_body_bytes)
-        self._date_second = 0
-        self._date = ""
+        self._head_second = 0
+        self._head_end = b""
         self._sweeping: asyncio.TimerHandle | None = None
         self.openings = Turns(asyncio.get_running_loop(), OPENINGS_PER_TURN)
 
@@ -106,20 +115,20 @@ class HttpServer:
         assert server is not None
         return server()
 
-    def date(self) -> str:
-        """Return the time for a Date header (RFC 9110, section 6.6.1), made once a second."""
+    def head_end(self) -> bytes:
+        """Return the last lines of a response's head, with the time (RFC 9110, section 6.6.1); made once a second."""
         second = int(time.time())
-        if second != self._date_second:
-            self._date_second = second
-            self._date = formatdate(second, usegmt=True)
-        return self._date
+        if second != self._head_second:
+            self._head_second = second
+            self._head_end = f"Date: {formatdate(second, usegmt=True)}\r\nServer: {SERVER_SOFTWARE}\r\n".encode()
+        return self._head_end
 
     def log_access(self, head: Head, status: int, sent_bytes: int, started: float) -> None:
         """Write the access log's line for a request that began at `started` on the performance counter."""
-        if self._access.enabled:
-            remote = head.peer[0] if isinstance(head.peer, tuple) else None
-            line = f"{head.method} {masked(head.target)} HTTP/1.1"
-            self._access.line(remote, head.headers, line, status, sent_bytes, time.perf_counter() - started)
+        remote = head.peer[0] if isinstance(head.peer, tuple) else None
+        target = masked(head.target) if "?" in head.target else head.target
+        line = f"{head.method} {target} HTTP/1.1"
+        self._access.line(remote, head.headers, line, status, sent_bytes, time.perf_counter() - started)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -331,8 +340,7 @@ class Door(asyncio.Protocol):
 
     def _write(self, head: Head, result: Answer, started: float, close: bool) -> None:
         close = close or self._closing
-        headers = result.headers | {"Content-Length": str(len(result.body))}
-        data = self._response_head(result.status, headers, close=close) + result.body
+        data = self._response_head(result.status, result.headers, len(result.body), close) + result.body
         transport = self._transport
         if transport is not None:
             transport.write(data)
@@ -341,13 +349,15 @@ class Door(asyncio.Protocol):
                 transport.close()
         self._server.log_access(head, result.status, len(data), started)
 
-    def _response_head(self, status: int, headers: dict[str, str], *, close: bool = False) -> bytes:
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        end = "Connection: close\r\n\r\n" if close else "\r\n"
-        return (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}Date: {self._server.date()}\r\n"
-            f"Server: {SERVER_SOFTWARE}\r\n{end}"
-        ).encode()
+    def _response_head(
+        self, status: int, headers: dict[str, str], length: int | None = None, close: bool = False
+    ) -> bytes:
+        # The headers of every answer that no page of another site asked for are joined once.
+        lines = PLAIN_LINES if headers == answers.HEADERS else _lines(headers)
+        start = b"HTTP/1.1 %d %b\r\n%b" % (status, PHRASES[status], lines)
+        if length is not None:
+            start += b"Content-Length: %d\r\n" % length
+        return start + self._server.head_end() + (b"Connection: close\r\n\r\n" if close else b"\r\n")
 
     # --- the end ---
 
