@@ -338,3 +338,18 @@ class Site:
     def catch_up_with_the_present(self) -> None:
         """End `begin_long_ago` for an embedded backend."""
         self.clock.offset_seconds = 0
+
+
+async def stop_beating(node: Node) -> None:
+    """Have an instance give no more sign of life; to the others it is dead."""
+    await node.backend._cluster.close()  # type: ignore[attr-defined]
+
+
+async def online(node: Node, name: str) -> bool:
+    """Tell whether an instance knows a device to be online."""
+    return await node.backend.device(device_id_of(name)) is not None
+
+
+async def offline(node: Node, name: str) -> bool:
+    """Tell whether an instance knows a device to be offline."""
+    return not await online(node, name)

@@ -1,6 +1,7 @@
 """The contract of `sse_broker/backend.py`, over every backend: ids, targets and counts, order, replay, gaps.
 
-`tests/test_backend_presence.py` has its part about presence. Kinds are chosen in tests/conftest.py (`site`).
+Further parts: presence (`tests/test_backend_presence.py`), what is known (`_known`), several instances (`_cluster`), damage
+(`_damage`). Kinds are chosen in tests/conftest.py (`site`).
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ Frames sent while a device is away are replayed when it returns with its last id
     server::test_streams_go_on_over_a_restart
 A device that returns under another user gets nothing kept under the former one
     event_stream::test_a_device_under_another_user_gets_nothing_of_the_former
-    backend_presence::test_a_device_under_another_user_gets_nothing_that_was_kept_under_the_former
+    backend_known::test_a_device_under_another_user_gets_nothing_that_was_kept_under_the_former
 
 # 4. Presence messages
 
