@@ -72,7 +72,10 @@ end
 
 -- The uid stands first in the JSON that instances write; 0.3 µs instead of the 4 of reading all of it.
 local function uid_of(route)
-  return string.match(route, '^%S+ %S+ {"uid": "([^"\\\\]*)"') or parse_route(route).device.uid
+  local uid = string.match(route, '^%S+ %S+ {"uid": "([^"\\\\]*)"')
+  if uid then return uid end
+  local parsed = parse_route(route)
+  return parsed and parsed.device.uid
 end
 
 local function announce(channel, did, device, when, reason, payload)
