@@ -198,6 +198,11 @@ def test_a_route_does_not_say_twice_what_it_says_once() -> None:
     }
 
 
+def test_the_user_stands_first_in_a_route() -> None:
+    """The publishing script reads it there, without reading all of the JSON."""
+    assert device_json(make_device(uid="ann")).startswith('{"uid": "ann", ')
+
+
 def test_the_device_id_is_made_of_the_name_and_not_believed() -> None:
     assert device_of(route(make_device("pad"))).device_id == device_id_of("pad")
 
