@@ -1,0 +1,288 @@
+"""What joins, leaves, clearings and losses of data do to each other when they cross. The heartbeat of an instance is stopped
+here, and the test beats and joins again by hand, at the worst moments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sse_broker.cluster import Beat
+from sse_broker.envelope import EndEnvelope
+from sse_broker.errors import Unavailable
+from sse_broker.presence import Reason
+from sse_broker.redis_backend import REJOIN_DEVICES, RedisBackend
+from tests.backends import Node, Site, online, stop_beating
+from tests.waiting import until
+
+TTL_SECONDS = 60.0
+
+
+async def quiet_node(site: Site, **options: object) -> Node:
+    """Start an instance that beats only when the test has it beat."""
+    node = await site.node(**options)
+    await stop_beating(node)
+    return node
+
+
+def redis_of(node: Node) -> RedisBackend:
+    """Return a node's backend."""
+    assert isinstance(node.backend, RedisBackend)
+    return node.backend
+
+
+async def beat(node: Node) -> Beat:
+    """Have an instance beat."""
+    return await redis_of(node).beat(TTL_SECONDS)
+
+
+async def clear(site: Site, dead: Node, by: Node) -> None:
+    """Have an instance taken for dead and cleared."""
+    await site.raw.delete(f"{{sse}}:node:{dead.instance.id}")
+    await redis_of(by).clear(dead.instance.id)
+
+
+async def flush(site: Site) -> None:
+    """Lose all data, on every server."""
+    assert site.servers is not None
+    await site.servers.flush()
+
+
+# A connection that is over
+
+
+async def test_a_join_that_arrives_behind_its_leave_makes_no_ghost(shared_site: Site) -> None:
+    """As when Redis was frozen, the client was told 503, and what was sent is carried out late."""
+    node = await quiet_node(shared_site)
+    device = node.device("a", "ann")
+    node.leave(device)
+    await node.backend.join(device, None)
+    assert not await online(node, "a")
+    assert await shared_site.changes() == []
+
+
+async def test_a_join_that_arrives_behind_the_device_s_next_stream_does_not_replace_it(shared_site: Site) -> None:
+    node = await quiet_node(shared_site)
+    first = node.device("a", "ann")
+    node.leave(first)
+    second = await node.join("a", "ann")
+    await node.backend.join(first, None)
+    presence = await node.backend.device(second.device_id)
+    assert presence is not None
+    assert presence.device == second
+    await shared_site.heard_all()
+    assert node.ends == []
+
+
+async def test_a_stream_that_was_ended_by_another_instance_is_not_put_back_before_it_hears_so(
+    shared_site: Site,
+) -> None:
+    """The one that replaced it may be gone already, too; a comparison must not take it for lost."""
+    one, two = await quiet_node(shared_site), await quiet_node(shared_site)
+    redis_of(one)._bus.pause()  # type: ignore[union-attr]  # a bus that lags
+    old = await one.join("a", "ann")
+    two.leave(await two.join("a", "ann"))
+    await shared_site.changes()
+    await redis_of(one).compare(redis_of(one).local_devices())
+    assert not await online(one, "a")
+    assert await shared_site.changes() == []
+    redis_of(one)._bus.resume()  # type: ignore[union-attr]
+    await until(lambda: old.connection_id not in one.streams, what="the word of its end")
+
+
+# Clearing
+
+
+async def test_that_it_was_cleared_is_told_until_it_has_joined_again(shared_site: Site) -> None:
+    """The answer in which it is told first may be lost."""
+    node, other = await quiet_node(shared_site), await quiet_node(shared_site)
+    await node.join("a", "ann")
+    await clear(shared_site, node, other)
+    for _ in range(3):
+        found = await beat(node)
+        assert (found.known, found.cleared) == (False, True)
+    await redis_of(node).rejoin(announce=True)
+    found = await beat(node)
+    assert (found.known, found.cleared, found.device_count) == (True, False, 1)
+
+
+async def test_no_frame_falls_into_the_hole_between_clearing_and_joining_again(shared_site: Site) -> None:
+    """What was for a device alone is in the logs; a broadcast behind it must not come by the bus before that is read."""
+    node, other = await quiet_node(shared_site), await quiet_node(shared_site)
+    device = await node.join("a", "ann")
+    before = await other.send("before", names=["a"])
+    await shared_site.heard_all()
+    await clear(shared_site, node, other)
+    lost = await other.send("lost", names=["a"])
+    broadcast = await other.send("to everyone")
+    await beat(node)
+    also_lost = await other.send("lost too", users=["ann"])
+    await other.send("to everyone too")
+    assert node.heard(device)[-1].id < lost.id, "and none of the broadcasts"
+    await redis_of(node).rejoin(announce=True)
+    after = await other.send("after", names=["a"])
+    await until(lambda: node.heard(device)[-1].id == after.id, what="the next frame on the bus")
+    (missed_after,) = node.missed_after
+    assert before.id <= missed_after < lost.id
+    frames, gap = await node.replay(device, missed_after)
+    assert not gap
+    assert {lost.id, broadcast.id, also_lost.id, after.id} <= {frame.id for frame in frames}
+
+
+async def test_nothing_is_read_from_the_logs_before_an_instance_is_a_member_again(shared_site: Site) -> None:
+    """A page that was read sooner could lack a frame that the bus will not bring either."""
+    node, other = await quiet_node(shared_site), await quiet_node(shared_site)
+    device = await node.join("a", "ann")
+    await clear(shared_site, node, other)
+    joined: list[float] = []
+
+    def missed(after_id: int) -> None:
+        async def read() -> None:
+            await node.backend.replay(device, after_id)
+            found = await beat(node)
+            joined.append(found.known and found.device_count == 1)
+
+        tasks.append(asyncio.create_task(read()))
+
+    tasks: list[asyncio.Task[None]] = []
+    node.missed = missed  # type: ignore[method-assign]
+    await redis_of(node).rejoin(announce=True)
+    await asyncio.gather(*tasks)
+    assert joined == [True]
+
+
+async def test_a_device_that_joins_while_its_instance_is_cleared_is_announced_once(shared_site: Site) -> None:
+    node, other = await quiet_node(shared_site), await quiet_node(shared_site)
+    await node.join("a", "ann")
+    await clear(shared_site, node, other)
+    await shared_site.changes()
+    joining = asyncio.create_task(node.join("b", "ben"))
+    await until(lambda: len(node.streams) == 2, what="the second stream on its way")
+    await redis_of(node).rejoin(announce=True)
+    await joining
+    address = node.instance.address
+    assert sorted(await shared_site.changes()) == [
+        ("device_online", "a", "ann", "connected", address),
+        ("device_online", "b", "ben", "connected", address),
+        ("user_online", "a", "ann", "device_online", address),
+        ("user_online", "b", "ben", "device_online", address),
+    ]
+
+
+# Loss of data
+
+
+async def test_devices_that_leave_while_many_are_put_back_leave_no_ghosts(shared_site: Site) -> None:
+    """Putting back takes several calls; who left since the first must not come back in the last."""
+    node = await quiet_node(shared_site)
+    devices = [await node.join(f"d{number}", f"u{number}") for number in range(2 * REJOIN_DEVICES + 20)]
+    await shared_site.messages()
+    await flush(shared_site)
+    back = asyncio.create_task(redis_of(node).rejoin(announce=False))
+    await until(lambda: shared_site.raw.hlen("{sse}:routes"), what="the first of them in their place", pause_seconds=0)
+    assert not back.done(), "too late"
+    for device in devices[::2]:
+        node.leave(device)
+    await back
+    await until(lambda: _counts(node, len(devices) // 2), what="those who stay")
+    changes = await shared_site.changes()
+    assert sorted(change for change in changes if change[0] == "device_offline") == sorted(
+        ("device_offline", device.device_name, device.uid, "disconnect", "") for device in devices[::2]
+    )
+    assert not [change for change in changes if change[0].endswith("online")]
+
+
+async def _counts(node: Node, devices: int) -> bool:
+    await beat(node)
+    return await node.backend.counts() == (devices, devices)
+
+
+async def test_who_left_while_the_data_was_lost_is_announced_all_the_same(shared_site: Site) -> None:
+    """With the reason, and not before the other instances have put back the other devices of the user."""
+    one, two = await quiet_node(shared_site), await quiet_node(shared_site)
+    leaver, stayer = await one.join("a", "ann"), await one.join("b", "ben")
+    await two.join("c", "ann")
+    await shared_site.changes()
+    await flush(shared_site)
+    one.leave(leaver, Reason.HEARTBEAT_FAIL)
+    await redis_of(one).rejoin(announce=False)
+    assert await shared_site.changes() == [], "not yet: nobody knows whether the user has other devices"
+    await redis_of(two).rejoin(announce=False)
+    await until(lambda: _left(one, "a"), what="its going")
+    assert await shared_site.changes() == [("device_offline", "a", "ann", "heartbeat_fail", "")]
+    assert await online(one, "b")
+    assert stayer.connection_id in one.streams
+
+
+async def _left(node: Node, name: str) -> bool:
+    await beat(node)
+    return not await online(node, name)
+
+
+async def test_a_device_that_comes_while_the_data_is_lost_is_announced_once(shared_site: Site) -> None:
+    """It was never announced before, so putting presence right silently must pass it over."""
+    node = await quiet_node(shared_site)
+    await node.join("a", "ann")
+    await shared_site.changes()
+    await flush(shared_site)
+    joining = asyncio.create_task(node.join("b", "ben"))
+    await until(lambda: len(node.streams) == 2, what="the second stream on its way")
+    await redis_of(node).rejoin(announce=False)
+    await joining
+    address = node.instance.address
+    assert await shared_site.changes() == [
+        ("device_online", "b", "ben", "connected", address),
+        ("user_online", "b", "ben", "device_online", address),
+    ]
+
+
+async def test_a_device_that_moves_while_the_data_is_lost_is_announced_in_order(shared_site: Site) -> None:
+    """It waits until the instance that it left has put it back, and is then replaced as ever."""
+    one, two = await quiet_node(shared_site), await quiet_node(shared_site)
+    await one.join("a", "ann")
+    await shared_site.changes()
+    await flush(shared_site)
+    await redis_of(two).rejoin(announce=False)
+    moving = asyncio.create_task(two.join("a", "ann", device_address="198.51.100.7:1"))
+    await redis_of(one).rejoin(announce=False)
+    await moving
+    assert await shared_site.changes() == [
+        ("device_offline", "a", "ann", "extrude_offline", "198.51.100.7:1"),
+        ("device_online", "a", "ann", "connected", two.instance.address),
+    ]
+
+
+async def test_of_two_streams_of_a_device_the_newer_stays_when_the_word_of_it_was_lost(shared_site: Site) -> None:
+    node = await quiet_node(shared_site)
+    redis_of(node)._bus.pause()  # type: ignore[union-attr]
+    old = await node.join("a", "ann")
+    new = await node.join("a", "ann", device_address="198.51.100.7:1")
+    await flush(shared_site)
+    await redis_of(node).rejoin(announce=False)
+    assert node.ends == [EndEnvelope(old.device_id, old.connection_id, Reason.EXTRUDE, "198.51.100.7:1")]
+    presence = await node.backend.device(new.device_id)
+    assert presence is not None
+    assert presence.device.connection_id == new.connection_id
+
+
+async def test_an_instance_that_dies_while_it_puts_back_what_it_holds_leaves_no_ghosts(shared_site: Site) -> None:
+    """Its routes are there and it is no member; others find it all the same."""
+    node, other = await quiet_node(shared_site), await quiet_node(shared_site)
+    device = await node.join("a", "ann")
+    await flush(shared_site)
+    await redis_of(node)._rejoin([device], announce=False)
+    await redis_of(other).rejoin(announce=False)
+    assert await online(other, "a")
+    found = await beat(other)
+    assert found.dead == (node.instance.id,)
+    await redis_of(other).clear(node.instance.id)
+    assert await other.backend.counts() == (0, 0)
+    assert (await beat(other)).dead == ()
+
+
+async def test_a_join_that_waits_for_a_membership_in_vain_is_unavailable(shared_site: Site) -> None:
+    node = await quiet_node(shared_site)
+    await flush(shared_site)
+    with pytest.raises(Unavailable):
+        await node.join("a", "ann")
