@@ -174,7 +174,7 @@ def _spare_garbage_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 50, 20)
+    gc.set_threshold(5_000, 10, 1_000)
 
 
 class Stop:
