@@ -62,28 +62,31 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Callable[[str], None] |
     if argv and argv[0] in COMMANDS:
         return _exit_code(lambda: _command(argv))
     arguments = _parser().parse_args(argv[1:] if argv[:1] == ["serve"] else argv)
-    return _exit_code(
-        lambda: _run(
-            lambda: config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port), on_ready
-        )
-    )
+    if arguments.worker:
+        return _work()
+
+    def read() -> config.Config:
+        return config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port)
+
+    return _exit_code(lambda: _run(read, on_ready))
 
 
-def _exit_code(program: Callable[[], int | None]) -> int:
-    """Run the program and return how it ended; what went wrong is printed."""
+def _exit_code(program: Callable[[], int | None], complain: Callable[[str], None] | None = None) -> int:
+    """Run the program and return how it ended; what went wrong is told to `complain`, or printed."""
+    complain = complain or _complain
     try:
         return program() or EXIT_OK
     except KeyboardInterrupt:
         # Ctrl-C before the server took over the signal, or a second one that did not want to wait.
         return EXIT_OK
     except ConfigError as error:
-        _complain(error.message)
+        complain(error.message)
         return EXIT_BAD_CONFIGURATION
     except BrokerError as error:
-        _complain(error.message)
+        complain(error.message)
         return EXIT_FAILED
     except Exception as error:
-        _complain(f"unexpected {type(error).__name__}: {error}")
+        complain(f"unexpected {type(error).__name__}: {error}")
         if sys.flags.dev_mode:
             traceback.print_exc()
         return EXIT_FAILED
@@ -98,9 +101,34 @@ def _command(argv: Sequence[str]) -> int:
 def _run(read: Callable[[], config.Config], on_ready: Callable[[str], None] | None) -> None:
     settings = read()
     # Late, so that --help, --version and a bad configuration need not wait for aiohttp and redis.
+    if settings.server.workers > 1:
+        from sse_broker import workers
+
+        workers.run(settings, on_ready, read)
+        return
     from sse_broker import server
 
     server.run(settings, on_ready, read)
+
+
+def _work() -> int:
+    """Be one of several workers: the parent says with what configuration, and tells people why if it fails."""
+    from sse_broker.control_line import WorkerEnd
+
+    try:
+        line = WorkerEnd.take()
+    except ConfigError as error:
+        _complain(error.message)
+        return EXIT_BAD_CONFIGURATION
+    from sse_broker import server
+
+    try:
+        return _exit_code(
+            lambda: server.run(line.config, read=lambda: line.config, line=line),
+            lambda message: line.say(_flat(message)),
+        )
+    finally:
+        line.close()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,10 +145,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", help="address to listen on, over server.host of the file")
     parser.add_argument("--port", type=int, help="port to listen on, over server.port of the file; 0 takes a free one")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-v", "--version", action="version", version=f"{PROGRAM} {VERSION}")
     return parser
 
 
 def _complain(message: str) -> None:
     if sys.stderr is not None:
-        print(f"{PROGRAM}: {one_line(' '.join(message.split()))}", file=sys.stderr)
+        print(f"{PROGRAM}: {_flat(message)}", file=sys.stderr)
+
+
+def _flat(message: str) -> str:
+    return one_line(" ".join(message.split()))

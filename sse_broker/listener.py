@@ -17,6 +17,28 @@ def listen(host: str, port: int, *, peer_timeout_seconds: float, share_port: boo
 
     `share_port`: several processes may listen on it. Raises: StartError with the address and the reason.
     """
+    sockets = _bind(host, port, peer_timeout_seconds, share_port)
+    for sock in sockets:
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    return sockets
+
+
+def reserve(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that hold a port which the caller's children will share; they take no connections themselves.
+
+    Port 0 takes a free one. Raises: StartError, also when others share that port already.
+    """
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise StartError("server.workers above 1 needs SO_REUSEPORT, which this system does not have")
+    if port:
+        # Whoever else shares the port would let us share it too; a socket that does not share tells.
+        for sock in _bind(host, port, 0, False):
+            sock.close()
+    return _bind(host, port, 0, True)
+
+
+def _bind(host: str, port: int, peer_timeout_seconds: float, share_port: bool) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(
@@ -27,8 +49,6 @@ def listen(host: str, port: int, *, peer_timeout_seconds: float, share_port: boo
             _set_options(sock, peer_timeout_seconds, share_port)
             chosen = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
             sock.bind((address[0], chosen, *address[2:]))
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
     except OSError as error:
         for sock in sockets:
             sock.close()

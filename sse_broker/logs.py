@@ -54,15 +54,16 @@ class LogFiles:
         logger.propagate = propagate
 
 
-def setup(server: ServerConfig) -> LogFiles:
+def setup(server: ServerConfig, who: str = "") -> LogFiles:
     """Send logging where `server` says: requests to the access log, `sse_broker` at INFO to the broker log, warnings
-    and errors of everything to the error log.
+    and errors of everything to the error log. `who` names this process in the latter two, where several share them.
 
     Raises: ConfigError for a file that can not be opened; nothing has changed then.
     """
+    line = LINE.replace("%(name)s", f"{who} %(name)s") if who else LINE
     error, broker, access = _opened_all(
-        ("server.error_log_path", server.error_log_path, sys.stderr, LINE),
-        ("server.broker_log_path", server.broker_log_path, sys.stdout, LINE),
+        ("server.error_log_path", server.error_log_path, sys.stderr, line),
+        ("server.broker_log_path", server.broker_log_path, sys.stdout, line),
         ("server.access_log_path", server.access_log_path, sys.stdout, ACCESS_LINE),
     )
     files = LogFiles()

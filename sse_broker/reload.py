@@ -74,6 +74,22 @@ class Reloader:
             log.warning("these keys count from the next start on: %s", ", ".join(later))
 
 
+def taken_over(old: Config, read: Config) -> Config:
+    """Return what is in force after a reload: `old` with what of `read` can be taken over.
+
+    Raises: ConfigError when something that it names can not be used.
+    """
+    read_key_files(read.jwt.public_keys)
+    tls_context(read.server)
+    if later := _changed(old, read):
+        log.warning("these keys count from the next start on: %s", ", ".join(later))
+    tables = {
+        table: dataclasses.replace(getattr(old, table), **{key: getattr(getattr(read, table), key) for key in keys})
+        for table, keys in RELOADABLE.items()
+    }
+    return dataclasses.replace(old, **tables)
+
+
 def tls_context(server: ServerConfig) -> ssl.SSLContext | None:
     """Return what the listener needs for TLS 1.2 and newer; None when it serves plain HTTP. Raises: ConfigError."""
     if not server.tls_cert:

@@ -5,10 +5,11 @@ signals are obeyed. It knows every part and none of their insides.
 import asyncio
 import gc
 import logging
-import signal
+import selectors
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
@@ -17,9 +18,11 @@ from sse_broker.access import access_of, public_keys_of
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
 from sse_broker.config import Config, ServerConfig, with_random_secret
+from sse_broker.control_line import DRAIN, NOW, READY, RELOAD, REOPEN, WorkerEnd
 from sse_broker.errors import BrokerError
 from sse_broker.file_limits import file_limit
 from sse_broker.gate import Gate
+from sse_broker.lifecycle import Stop, say_where
 from sse_broker.listener import listen, public_address
 from sse_broker.memory import MemoryBackend
 from sse_broker.metrics import Metrics
@@ -31,7 +34,6 @@ from sse_broker.web_api import Api
 from sse_broker.web_door import HttpServer
 from sse_broker.web_jwks import JwkSet
 from sse_broker.web_ops import admin_application
-from sse_broker.windows_console import ConsoleHandler
 
 log = logging.getLogger(__name__)
 
@@ -42,26 +44,37 @@ ReadConfig = Callable[[], Config]
 SPARE_FILES = 200
 # Unacknowledged for this many heartbeat intervals, a peer is gone: one interval until something is sent, then this.
 PEER_TIMEOUT_HEARTBEATS = 1.5
+# Turns of the loop, at most, before the listening sockets close; each accepts what has come.
+BACKLOG_ROUNDS = 100
+# How long connections that were just accepted have for sending their request, once nothing is accepted any more.
+LINGER_SECONDS = 0.2
 ADMIN_PEER_TIMEOUT_SECONDS = 30.0
 
 
-def run(config: Config, on_ready: OnReady | None = None, read: ReadConfig | None = None) -> None:
+def run(
+    config: Config, on_ready: OnReady | None = None, read: ReadConfig | None = None, line: WorkerEnd | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT; call `on_ready` with the base URL once requests are answered.
 
-    `read` gives the configuration anew at SIGHUP. Raises: StartError.
+    `read` gives the configuration anew at SIGHUP. With a `line`, as one of several workers. Raises: StartError.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(config, on_ready, read))
+        runner.run(serve(config, on_ready, read, line))
 
 
-async def serve(config: Config, on_ready: OnReady | None = None, read: ReadConfig | None = None) -> None:
+async def serve(
+    config: Config, on_ready: OnReady | None = None, read: ReadConfig | None = None, line: WorkerEnd | None = None
+) -> None:
     """Start everything, wait for a signal to end, and stop everything. Raises: StartError."""
-    log_files = logs.setup(config.server)
+    log_files = logs.setup(config.server, f"worker {line.number}" if line else "")
     stop = Stop()
     stop.on_hangup(log_files.reopen)
     stop.install()
+    if line:
+        orders = {DRAIN: stop.drain, NOW: stop.at_once, REOPEN: log_files.reopen, RELOAD: stop.hang_up}
+        line.obey(orders | {"": stop.drain})
     try:
-        await _serve(config, stop, on_ready, read or (lambda: config))
+        await _serve(config, stop, on_ready, read or (lambda: config), line)
     except BrokerError:
         raise
     except Exception:
@@ -71,7 +84,9 @@ async def serve(config: Config, on_ready: OnReady | None = None, read: ReadConfi
         log_files.close()
 
 
-async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: ReadConfig) -> None:
+async def _serve(
+    config: Config, stop: Stop, on_ready: OnReady | None, read: ReadConfig, line: WorkerEnd | None
+) -> None:
     made_up = not config.jwt.secret
     config = with_random_secret(config)
     ssl_context = tls_context(config.server)
@@ -83,6 +98,7 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: R
         config.server.host,
         config.server.port,
         peer_timeout_seconds=PEER_TIMEOUT_HEARTBEATS * config.sse.heartbeat_interval,
+        share_port=line is not None,
     )
     broker = Broker(
         make_backend(config),
@@ -101,7 +117,7 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: R
         await broker.start()
         http = HttpServer(Api(broker, gate, config, jwks))
         await http.start(sockets, ssl_context)
-        admin = await _start_admin(broker, gate, config.server)
+        admin = await _start_admin(broker, gate, config.server, line.number - 1 if line else 0)
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -119,11 +135,15 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: R
     _spare_garbage_collector()
     slow_clients = SlowClients(http, gate, config.server.trusted_networks)
     slow_clients.start()
-    url = _say_where(broker.instance.address, config)
-    if on_ready is not None:
-        on_ready(url)
+    if line:
+        line.say(READY)
+    else:
+        url = say_where(broker.instance.address, config)
+        if on_ready is not None:
+            on_ready(url)
     notifier.ready()
     await stop.wait()
+    await _take_backlog(sockets)
     slow_clients.close()
     notifier.stopping()
     await _shut_down(broker, http, config.server.drain_seconds, stop)
@@ -134,10 +154,10 @@ async def _serve(config: Config, stop: "Stop", on_ready: OnReady | None, read: R
         await jwks.close()
 
 
-async def _start_admin(broker: Broker, gate: Gate, server: ServerConfig) -> web.AppRunner | None:
+async def _start_admin(broker: Broker, gate: Gate, server: ServerConfig, offset: int) -> web.AppRunner | None:
     if not server.admin_port:
         return None
-    sockets = listen(server.host, server.admin_port, peer_timeout_seconds=ADMIN_PEER_TIMEOUT_SECONDS)
+    sockets = listen(server.host, server.admin_port + offset, peer_timeout_seconds=ADMIN_PEER_TIMEOUT_SECONDS)
     runner = web.AppRunner(
         admin_application(broker, Metrics(broker, gate.counters)), access_log=None, shutdown_timeout=1
     )
@@ -147,17 +167,30 @@ async def _start_admin(broker: Broker, gate: Gate, server: ServerConfig) -> web.
     return runner
 
 
-async def _shut_down(broker: Broker, http: HttpServer, drain_seconds: float, stop: "Stop") -> None:
+async def _take_backlog(sockets: Sequence[socket.socket]) -> None:
+    """Have what waits in the backlog accepted: a socket that closes resets it, and on a shared port others would serve it."""
+    with selectors.DefaultSelector() as selector:
+        for sock in sockets:
+            selector.register(sock, selectors.EVENT_READ)
+        for _ in range(BACKLOG_ROUNDS):
+            if not selector.select(0):
+                return
+            await asyncio.sleep(0)
+
+
+async def _shut_down(broker: Broker, http: HttpServer, drain_seconds: float, stop: Stop) -> None:
     log.info("stopping: %d streams to end", len(broker.registry))
     deadline = time.monotonic() + drain_seconds
     http.stop_listening()
     # A second of the time is for what follows.
     drain = asyncio.create_task(broker.drain(max(0.0, drain_seconds - 1)), name="drain")
+    linger = asyncio.create_task(asyncio.sleep(min(LINGER_SECONDS, drain_seconds)), name="linger")
     forced = asyncio.create_task(stop.wait_again(), name="second signal")
-    await asyncio.wait({drain, forced}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (drain, forced):
+    for task in (drain, linger):
+        await asyncio.wait({task, forced}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (drain, linger, forced):
         task.cancel()
-    await asyncio.gather(drain, forced, return_exceptions=True)
+    await asyncio.gather(drain, linger, forced, return_exceptions=True)
     await http.close()
     try:
         await asyncio.wait_for(broker.close(), max(0.5, deadline - time.monotonic()))
@@ -175,48 +208,6 @@ def _spare_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 10, 1_000)
-
-
-class Stop:
-    """Signals, as the loop sees them: SIGTERM and SIGINT end the program, a second one at once; SIGHUP has logs reopened and
-    the configuration read again.
-    """
-
-    def __init__(self) -> None:
-        self._first = asyncio.Event()
-        self._second = asyncio.Event()
-        self._console: ConsoleHandler | None = None
-        self._on_hangup: list[Callable[[], None]] = []
-
-    def install(self) -> None:
-        """Take over the process's signals."""
-        loop = asyncio.get_running_loop()
-        self._console = ConsoleHandler(lambda: loop.call_soon_threadsafe(self.request))
-        if self._console.install():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.request)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-
-    def on_hangup(self, callback: Callable[[], None]) -> None:
-        """Have something done at SIGHUP, after what was asked for before."""
-        self._on_hangup.append(callback)
-
-    def _hang_up(self) -> None:
-        for callback in self._on_hangup:
-            callback()
-
-    def request(self) -> None:
-        """Ask for the end; asking twice means now."""
-        (self._second if self._first.is_set() else self._first).set()
-
-    async def wait(self) -> None:
-        """Return when the end was asked for."""
-        await self._first.wait()
-
-    async def wait_again(self) -> None:
-        """Return when it was asked for twice."""
-        await self._second.wait()
 
 
 def make_backend(config: Config) -> Backend:
@@ -238,9 +229,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
     return fast_loop.new_event_loop
 
-
-def _say_where(address: str, config: Config) -> str:
-    url = f"{'https' if config.server.tls_cert else 'http'}://{address}"
-    log.info("serving on %s, backend: %s", address, "Redis" if config.redis.addrs else "embedded")
-    log.info("demo page: %s/demo   API page: %s/", url, url)
-    return url

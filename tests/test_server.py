@@ -17,9 +17,10 @@ import pytest
 
 from sse_broker.config import ServerConfig
 from sse_broker.errors import ConfigError
+from sse_broker.lifecycle import Stop
 from sse_broker.memory import MemoryBackend
 from sse_broker.redis_backend import RedisBackend
-from sse_broker.server import Stop, file_limit, make_backend, tls_context
+from sse_broker.server import file_limit, make_backend, tls_context
 from tests.broker_process import BrokerProcess
 from tests.raw_http import RawConnection, request_bytes
 from tests.redis_servers import RedisServer, make_certificate

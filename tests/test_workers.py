@@ -1,0 +1,335 @@
+"""Several workers on one port: spread, replaced when they die, drained together. Real processes and a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import tomlkit
+
+from sse_broker.config import ApiConfig, Config, JwtConfig, RedisConfig, ServerConfig
+from sse_broker.control_line import from_tables, to_tables
+from tests.broker_process import ROOT, SECRET, BrokerProcess
+from tests.devices import Device
+from tests.event_client import EventClient
+from tests.history import decide
+from tests.recorder import Recorder
+from tests.redis_servers import RedisServer
+from tests.waiting import free_port, until
+
+# A start of several processes takes its time on a busy machine.
+patiently = partial(until, seconds=60)
+KEYS = ("k7Rw2pXn9vBq4TzL", "m3Hs8dYf5cJw6GtQ")
+RunBroker = Callable[..., Awaitable[BrokerProcess]]
+OpenStream = Callable[..., Awaitable[EventClient]]
+
+pytestmark = pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="this system can not share a port")
+
+
+def tables(workers: int = 3, **server: object) -> dict[str, dict[str, object]]:
+    """Return a configuration with workers and short heartbeats."""
+    return {"server": {"workers": workers, **server}, "sse": {"heartbeat_interval": 1}}
+
+
+def pids(broker: BrokerProcess) -> set[int]:
+    """Return the processes of the workers that the kernel knows."""
+    children = Path(f"/proc/{broker.pid}/task/{broker.pid}/children")
+    return {int(pid) for pid in children.read_text().split()} if children.exists() else set()
+
+
+async def all_serve(broker: BrokerProcess, workers: int = 3) -> None:
+    """Wait until each worker has said that it serves, and is a live instance of the cluster."""
+    await patiently(lambda: "demo page" in broker.stderr_text(), what="a start")
+    async with broker.api() as api:
+        await patiently(lambda: _instances(api, workers), what=f"{workers} instances")
+
+
+async def _instances(api: object, workers: int) -> bool:
+    answer = await api.info()  # type: ignore[attr-defined]
+    return answer.status == 200 and answer.result["instance_count"] == workers
+
+
+async def test_connections_spread_and_info_counts_them_together(
+    redis_server: RedisServer, open_stream: OpenStream
+) -> None:
+    """Port 0 is one free port for all of them."""
+    broker = BrokerProcess(tables(), redis=redis_server, arguments=["--port", "0"])
+    try:
+        broker.launch()
+        await patiently(lambda: "demo page" in broker.stderr_text(), what="a start")
+        found = re.search(r"demo page: http://127\.0\.0\.1:(\d+)/", broker.stderr_text())
+        assert found
+        broker.port = int(found[1])
+        await all_serve(broker)
+        for number in range(60):
+            await open_stream(broker.base_url, token=broker.mint(f"u{number}", f"d{number}"), device=f"d{number}")
+        async with broker.api() as api:
+            cluster = (await api.info()).result
+            assert (cluster["instance_count"], cluster["device_count"]) == (3, 60)
+            counts = [instance["device_count"] for instance in cluster["instances"]]
+            assert sum(counts) == 60
+            # One of three gets none of 60 once in ten thousand million tries.
+            assert min(counts) > 0
+            assert {instance["address"] for instance in cluster["instances"]} == {broker.address}
+            assert (await api.info(ip=broker.address)).result["device_count"] == 60
+            assert (await api.info(ip="127.0.0.1")).result["device_count"] == 60
+        assert broker.stderr_text().count("demo page") == 1
+    finally:
+        await broker.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_worker_that_ends_is_replaced_and_nobody_misses_anything(
+    redis_server: RedisServer, run_broker: RunBroker, number: signal.Signals
+) -> None:
+    broker = await run_broker(tables(), redis=redis_server)
+    await all_serve(broker)
+    first = pids(broker)
+    devices = [Device(f"d{n}", f"u{n % 4}", [broker.base_url], broker.mint, draw=random.Random(n)) for n in range(12)]
+    recorder = Recorder(devices)
+    async with broker.api() as api, redis_server.client() as redis:
+        try:
+            await recorder.listen(redis)
+            for device in devices:
+                device.start()
+            await patiently(lambda: all(device.connected for device in devices))
+            for step in range(30):
+                await recorder.send(api, users=[f"u{step % 4}"] if step % 3 else ())
+                if step == 10:
+                    os.kill(min(first), number)
+            await patiently(lambda: len(pids(broker) - first) == 1, what="a new worker")
+            await recorder.settle(api, seconds=60)
+            await patiently(lambda: _instances(api, 3), what="three instances")
+            history = recorder.history(presence_seconds=4)
+            history.online_at_end = await recorder.online(api)
+        finally:
+            await recorder.stop()
+    # A keep-alive connection to the worker may break in the middle of a send; that send has no answer, and no verdict.
+    assert decide(history) == []
+    assert len(pids(broker)) == 3
+
+
+async def test_while_one_worker_drains_every_connection_is_served(
+    redis_server: RedisServer, run_broker: RunBroker
+) -> None:
+    """What waits in the backlog of a socket that closes would be reset by the kernel."""
+    broker = await run_broker(tables(2), redis=redis_server)
+    await all_serve(broker, 2)
+    first = pids(broker)
+    failures: Counter[str] = Counter()
+    done = asyncio.Event()
+
+    async def knock() -> int:
+        count = 0
+        while not done.is_set():
+            count += 1
+            step = "connecting"
+            try:
+                reader, writer = await asyncio.open_connection(broker.host, broker.port)
+                step = "connected"
+                writer.write(b"GET /token?uid=u HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                answer = await reader.read()
+                writer.close()
+                failures.update([] if b'"msg": "success"' in answer else [f"answer {answer!r:.80}"])
+            except OSError as error:
+                failures.update([f"{step}: {type(error).__name__}"])
+        return count
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(knock()) for _ in range(8)]
+        for pid in sorted(first):
+            known = pids(broker)
+            os.kill(pid, signal.SIGTERM)
+            await patiently(lambda known=known: pids(broker) - known, what="a new worker")
+            await patiently(lambda: broker.stderr_text().count(" serves, process ") >= 2 + len(pids(broker) - first))
+        done.set()
+    assert sum(task.result() for task in tasks) > 100
+    # Between the last look and the close one may slip in, which only the kernel could hand on.
+    assert set(failures) <= {"connected: ConnectionResetError"}
+    assert failures.total() <= 1
+
+
+async def test_sigterm_drains_them_all(
+    redis_server: RedisServer, run_broker: RunBroker, open_stream: OpenStream
+) -> None:
+    """Service managers signal the workers too; that must not count as the second signal, which forces."""
+    broker = await run_broker(tables(2), redis=redis_server)
+    await all_serve(broker, 2)
+    names = [f"d{n}" for n in range(20)]
+    clients = [await open_stream(broker.base_url, token=broker.mint("u", d), device=d) for d in names]
+    workers = pids(broker)
+    for pid in workers | {broker.pid}:
+        os.kill(pid, signal.SIGTERM)
+    assert await broker.wait() == 0
+    for client in clients:
+        assert (await client.next_event("sys_instance_close")).retry is not None
+        assert await client.wait_closed() == "clean"
+    assert not any(_alive(pid) for pid in workers)
+    assert await redis_server.ask("KEYS", "*nodes") == []
+
+
+async def test_a_second_signal_does_not_wait_for_slow_clients(
+    redis_server: RedisServer, run_broker: RunBroker, open_stream: OpenStream
+) -> None:
+    config = tables(2, drain_seconds=60)
+    config["sse"] = {"heartbeat_interval": 15, "max_buffer_bytes": 64 << 20}
+    broker = await run_broker(config, redis=redis_server)
+    await all_serve(broker, 2)
+    client = await open_stream(broker.base_url, token=broker.mint("u", "d"), device="d", receive_buffer_bytes=4096)
+    client.stop_reading()
+    async with broker.api() as api:
+        for _ in range(12):
+            await api.send("x" * 500_000, uid=["u"])
+        assert (await api.info(device="d")).result["online"]
+    broker.process.signal(signal.SIGTERM)
+    await patiently(lambda: "stopping: 1 streams" in broker.stderr_text())
+    assert broker.running
+    broker.process.signal(signal.SIGTERM)
+    assert await broker.wait(seconds=10) == 0
+
+
+async def test_workers_whose_parent_is_killed_drain(
+    redis_server: RedisServer, run_broker: RunBroker, open_stream: OpenStream
+) -> None:
+    broker = await run_broker(tables(2), redis=redis_server)
+    await all_serve(broker, 2)
+    client = await open_stream(broker.base_url, token=broker.mint("u", "d"), device="d")
+    workers = pids(broker)
+    assert len(workers) == 2
+    await broker.kill()
+    assert await client.next_event("sys_instance_close")
+    await patiently(lambda: not any(_alive(pid) for pid in workers), what="the end of the workers")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_worker_that_can_not_start_again_is_tried_until_it_can(
+    redis_server: RedisServer, run_broker: RunBroker
+) -> None:
+    broker = await run_broker(tables(2), redis=redis_server)
+    await all_serve(broker, 2)
+    first = pids(broker)
+    await redis_server.kill()
+    os.kill(min(first), signal.SIGKILL)
+    await patiently(lambda: "Redis is out of reach" in _ends(broker), what="a worker that could not start")
+    assert broker.running
+    assert max(first) in pids(broker)
+    await redis_server.start()
+    await all_serve(broker, 2)
+
+
+def _ends(broker: BrokerProcess) -> str:
+    return "\n".join(line for line in broker.stderr_text().splitlines() if re.search(r"worker \d ended: ", line))
+
+
+async def test_a_start_that_fails_is_one_line_and_code_1(redis_server: RedisServer) -> None:
+    """Redis away, and the port taken, also by somebody who shares it."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        nowhere = BrokerProcess(tables(2), redis_addrs=[f"127.0.0.1:{free_port()}"])
+        taken = BrokerProcess(tables(2), redis=redis_server, port=port)
+        for broker, word in ((nowhere, "Redis is out of reach: "), (taken, f"can not listen on 127.0.0.1:{port}: ")):
+            await one_line(broker, 1, word)
+
+
+async def one_line(broker: BrokerProcess, code: int, beginning: str) -> None:
+    """Launch a broker that must fail, and check its exit code and the one line that says why."""
+    try:
+        broker.launch()
+        assert await broker.wait() == code
+        (line,) = [line for line in broker.stderr_text().splitlines() if " WARNING worker " not in line]
+        assert line.startswith(f"sse-broker: {beginning}")
+    finally:
+        await broker.discard()
+
+
+async def test_a_worker_that_finds_its_configuration_bad_is_code_2(redis_server: RedisServer) -> None:
+    cert = str(ROOT / "README.md")
+    broker = BrokerProcess(tables(2, tls_cert=cert, tls_key=cert), redis=redis_server)
+    await one_line(broker, 2, "server.tls_cert ")
+
+
+async def test_sighup_reopens_the_logs_of_all_and_reads_the_configuration_once(
+    redis_server: RedisServer, run_broker: RunBroker, tmp_path: Path
+) -> None:
+    """Each worker takes over what was read, and so does one that is started later."""
+    logs = {f"{name}_log_path": str(tmp_path / name) for name in ("broker", "access", "error")}
+    broker = await run_broker(tables(2, **logs) | {"api": {"keys": [KEYS[0]]}}, redis=redis_server)
+    await patiently(lambda: "demo page" in (tmp_path / "broker").read_text(), what="a start")
+    first = pids(broker)
+    for name in ("broker", "access", "error"):
+        (tmp_path / name).rename(tmp_path / f"{name}.1")
+    broker.config["api"]["keys"] = [KEYS[1]]
+    broker.config["sse"]["heartbeat_interval"] = 7
+    broker.config_file.write_text(tomlkit.dumps(broker.config))
+    broker.process.signal(signal.SIGHUP)
+
+    def moved() -> bool:
+        names = {str(Path(entry).resolve()) for pid in [*first, broker.pid] for entry in _open_files(pid)}
+        return {str(tmp_path / n) for n in ("broker", "access", "error")} <= names and not any(
+            name.endswith(".1") for name in names
+        )
+
+    await patiently(moved, what="new files everywhere")
+    await patiently(lambda: _all_answer(broker), what="the new key everywhere")
+    os.kill(min(first), signal.SIGKILL)
+    text = tmp_path / "broker"
+    await patiently(lambda: " serves, process " in text.read_text(), what="a new worker")
+    assert await _all_answer(broker)
+    await broker.terminate()
+    assert "worker 1 sse_broker" in text.read_text()
+    assert "worker 2 sse_broker" in text.read_text()
+    warning = "these keys count from the next start on: sse.heartbeat_interval"
+    assert (tmp_path / "error").read_text().count(warning) == 1
+    assert broker.stderr_text() == ""
+
+
+async def _all_answer(broker: BrokerProcess) -> bool:
+    """Whether the workers take the second key, asked so often that each of two is among them."""
+    found = set()
+    for _ in range(20):
+        async with broker.api(KEYS[1]) as api:
+            found.add((await api.info()).status)
+    return found == {200}
+
+
+def _open_files(pid: int) -> list[str]:
+    return [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.exists()]
+
+
+def test_the_workers_argument_is_not_for_people() -> None:
+    command = [sys.executable, "-X", "dev", "-m", "sse_broker", "--worker"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, timeout=30)
+    assert result.returncode == 2
+    assert result.stderr == "sse-broker: --worker is what the program says to itself; set server.workers instead\n"
+
+
+def test_a_configuration_passes_the_line_unchanged() -> None:
+    config = Config(
+        server=ServerConfig(workers=4, trusted_proxies=("10.0.0.0/8", "::1"), drain_seconds=2.5),
+        api=ApiConfig(keys=("a-key-of-some-length", "another-of-that-kind")),
+        jwt=JwtConfig(secret=SECRET, previous_secrets=(SECRET[::-1],)),
+        redis=RedisConfig(addrs=("127.0.0.1:6379", "127.0.0.1:6380"), password="päss\n"),
+    )
+    assert from_tables(json.loads(json.dumps(to_tables(config)))) == config
