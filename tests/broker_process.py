@@ -137,7 +137,7 @@ class BrokerProcess:
         self.config_file.write_text(tomlkit.dumps(self.config))
         self._process = ChildProcess(self._command, self.folder / "output.txt", env=self._env)
 
-    async def start(self, *, seconds: float = 20) -> None:
+    async def start(self, *, seconds: float = 60) -> None:
         """Start it and wait until it accepts connections.
 
         Raises: AssertionError with its output if it ends before, or takes longer than `seconds`.
