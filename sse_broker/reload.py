@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable
 
 from sse_broker.access import access_of
-from sse_broker.config import Config, LimitsConfig, ServerConfig
+from sse_broker.config import Config, LimitsConfig, ServerConfig, schema
 from sse_broker.errors import BrokerError, ConfigError
 from sse_broker.gate import Gate
 from sse_broker.token_keys import PublicKeys, read_key_files
@@ -83,10 +83,10 @@ def taken_over(old: Config, read: Config) -> Config:
     tls_context(read.server)
     if later := _changed(old, read):
         log.warning("these keys count from the next start on: %s", ", ".join(later))
-    tables = {
-        table: dataclasses.replace(getattr(old, table), **{key: getattr(getattr(read, table), key) for key in keys})
-        for table, keys in RELOADABLE.items()
-    }
+    tables = {}
+    for table, keys in schema().items():
+        changed = {key: getattr(getattr(read, table), key) for key in keys if key in RELOADABLE.get(table, ())}
+        tables[table] = dataclasses.replace(getattr(old, table), **changed)
     return dataclasses.replace(old, **tables)
 
 
