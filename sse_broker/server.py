@@ -228,4 +228,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return fast_loop.new_event_loop
-

@@ -5,6 +5,7 @@ serves nothing itself and knows nothing of what they do.
 
 import asyncio
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from sse_broker.errors import BrokerError, ConfigError, StartError
 from sse_broker.lifecycle import Stop, say_where
 from sse_broker.listener import public_address, reserve
 from sse_broker.reload import taken_over
+from sse_broker.systemd import Notifier, inherited_sockets
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class Workers:
         self._on_ready = on_ready
         self._read = read or (lambda: config)
         self._stop = Stop()
+        self._notifier = Notifier()
         self._lines: dict[int, ParentEnd] = {}
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._serving: set[int] = set()
@@ -61,6 +64,10 @@ class Workers:
             self._stop.on_hangup(self._reload)
             self._stop.install()
             server = self._config.server
+            for sock in (inherited := inherited_sockets()):
+                sock.close()
+            if inherited:
+                raise ConfigError("server.workers above 1 can not take sockets that systemd opened: remove one of both")
             holders = reserve(server.host, server.port)
             try:
                 port = holders[0].getsockname()[1]
@@ -82,13 +89,16 @@ class Workers:
         try:
             await asyncio.wait({started, stopped, *keepers}, return_when=asyncio.FIRST_COMPLETED)
             if started.done():
+                self._notifier.ready()
                 url = say_where(address, self._config)
                 if self._on_ready is not None:
                     self._on_ready(url)
                 await asyncio.wait({stopped, *keepers}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._notifier.stopping()
             self._stop.drain()
             await self._end(keepers)
+            await self._notifier.close()
             for task in (started, stopped):
                 task.cancel()
             await asyncio.gather(started, stopped, return_exceptions=True)
@@ -114,6 +124,13 @@ class Workers:
 
     def _reload(self) -> None:
         """Read the configuration again, once for all workers; those that start later get it too."""
+        self._notifier.reloading()
+        try:
+            self._reload_config()
+        finally:
+            self._notifier.ready()
+
+    def _reload_config(self) -> None:
         try:
             self._config = taken_over(self._config, self._read())
         except BrokerError as error:
@@ -153,7 +170,9 @@ class Workers:
         try:
             with theirs:
                 # A group of its own, so that Ctrl-C in a terminal reaches the parent alone, which passes it on.
-                process = await asyncio.create_subprocess_exec(*_command(), stdin=theirs.fileno(), process_group=0)
+                process = await asyncio.create_subprocess_exec(
+                    *_command(), stdin=theirs.fileno(), process_group=0, env=_environment()
+                )
             self._processes[number] = process
             if self._stop.requested:
                 line.say(DRAIN)
@@ -189,6 +208,12 @@ class Workers:
 def _failure(number: int, code: int, word: str, why: str) -> BrokerError:
     kind = ConfigError if code == EXIT_BAD_CONFIGURATION else StartError
     return kind(word or f"worker {number} could not be started: {why}")
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a worker: the service manager hears of the parent alone."""
+    own = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
+    return {name: value for name, value in os.environ.items() if name not in own}
 
 
 def _command() -> list[str]:

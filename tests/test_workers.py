@@ -23,7 +23,7 @@ from sse_broker.config import ApiConfig, Config, JwtConfig, RedisConfig, ServerC
 from sse_broker.control_line import from_tables, to_tables
 from tests.broker_process import ROOT, SECRET, BrokerProcess
 from tests.devices import Device
-from tests.event_client import EventClient
+from tests.event_client import Api, EventClient
 from tests.history import decide
 from tests.recorder import Recorder
 from tests.redis_servers import RedisServer
@@ -65,7 +65,8 @@ async def test_connections_spread_and_info_counts_them_together(
     redis_server: RedisServer, open_stream: OpenStream
 ) -> None:
     """Port 0 is one free port for all of them."""
-    broker = BrokerProcess(tables(), redis=redis_server, arguments=["--port", "0"])
+    admin_port = free_port()
+    broker = BrokerProcess(tables(admin_port=admin_port), redis=redis_server, arguments=["--port", "0"])
     try:
         broker.launch()
         await patiently(lambda: "demo page" in broker.stderr_text(), what="a start")
@@ -85,9 +86,16 @@ async def test_connections_spread_and_info_counts_them_together(
             assert {instance["address"] for instance in cluster["instances"]} == {broker.address}
             assert (await api.info(ip=broker.address)).result["device_count"] == 60
             assert (await api.info(ip="127.0.0.1")).result["device_count"] == 60
+        ready = [await _ready(admin_port + number) for number in range(3)]
+        assert ready == [200] * 3
         assert broker.stderr_text().count("demo page") == 1
     finally:
         await broker.stop()
+
+
+async def _ready(port: int) -> int:
+    async with Api(f"http://127.0.0.1:{port}") as api:
+        return (await api.request("GET", "/readyz")).status
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
