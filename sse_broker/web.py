@@ -2,13 +2,14 @@
 rule of the API.
 """
 
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
 
-from sse_broker import answers, pages, web_ops
+from sse_broker import answers, openapi, pages, web_ops
 from sse_broker.access_log import AccessLogger, server_logger
 from sse_broker.api_keys import Caller
 from sse_broker.config import Config
@@ -47,6 +48,7 @@ def application(api: Api) -> web.Application:
     for path, endpoint in (ENDPOINTS | {"/send": send_or_lines}).items():
         app.router.add_route("*", path, _handler(endpoint))
     app.router.add_route("*", "/events", events)
+    app.router.add_get("/openapi.json", description)
     pages.setup(app)
     web_ops.setup(app, api.broker, Metrics(api.broker, api.gate.counters), _admit_to_metrics)
     app.router.add_route("*", "/{path:.*}", not_found)
@@ -94,6 +96,12 @@ async def events(request: web.Request) -> web.StreamResponse:
         return await open_stream(api, head, request, headers)
     except BrokerError as error:
         return _response(failure(error, started, headers, ALLOW))
+
+
+async def description(request: web.Request) -> web.Response:
+    """Answer what the API is, for machines; anybody may read it from any page."""
+    headers = answers.HEADERS | {"Cache-Control": "no-cache", "Access-Control-Allow-Origin": "*"}
+    return web.Response(body=json.dumps(openapi.description()).encode(), headers=headers)
 
 
 async def not_found(request: web.Request) -> web.Response:
