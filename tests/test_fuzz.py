@@ -17,7 +17,7 @@ def test_made_up_bytes_break_no_promise(target: str) -> None:
 def test_a_case_follows_from_its_seed_and_number_alone() -> None:
     for target in TARGETS:
         assert case(target, 7, 4711) == case(target, 7, 4711)
-    assert len({case("token", 7, number) for number in range(100)}) > 80
+    assert len({case("token", 7, number) for number in range(100)}) > 50
 
 
 @pytest.mark.parametrize("target", TARGETS)
