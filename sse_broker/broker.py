@@ -201,16 +201,19 @@ class Broker:
 
     async def _writable(self, stream: Stream) -> None:
         """Wait until the client has read on; give up on one that reads nothing for two heartbeats."""
-        writable = asyncio.Event()
-        stream.when_writable(writable.set)
-        while not writable.is_set():
+        loop = asyncio.get_running_loop()
+        while stream.paused:
             backlog_bytes = stream.backlog_bytes
+            woken = asyncio.Event()
+            stream.when_writable(woken.set)
+            # Not `asyncio.timeout`, which wants a task around it: on the short way there may be none yet.
+            timer = loop.call_later(2 * self._heartbeat_seconds, woken.set)
             try:
-                async with asyncio.timeout(2 * self._heartbeat_seconds):
-                    await writable.wait()
-            except TimeoutError:
-                if stream.backlog_bytes >= backlog_bytes:
-                    stream.abort(Reason.HEARTBEAT_FAIL)
+                await woken.wait()
+            finally:
+                timer.cancel()
+            if stream.paused and stream.backlog_bytes >= backlog_bytes:
+                stream.abort(Reason.HEARTBEAT_FAIL)
 
     def _renew(self, streams: Sequence[Stream]) -> None:
         if self._end_expired:

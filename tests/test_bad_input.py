@@ -225,5 +225,5 @@ async def test_hard_work_does_not_hold_up_the_others(broker: BrokerProcess) -> N
             assert (await exchange(broker.port, request_bytes("GET", "/token?uid=a"), seconds=20)).status == 200
             slowest = max(slowest, cpu_seconds(broker.pid) - start)
             await asyncio.wait({hard}, timeout=0.05)
-        assert (await hard).status in (200, 413)
+        assert (await hard).status in (200, 413, 503)  # 503 where a busy machine's Redis takes more than two seconds
         assert slowest < 1, body[:200]
