@@ -8,7 +8,8 @@ COPY sse_broker sse_broker
 COPY templates templates
 COPY etc etc
 # The versions that the other packages hold, too. What lies in the environment is compiled, so nothing is written later.
-RUN python -m pip --python /opt/sse-broker/bin/python install --no-cache-dir --constraint packaging/pins.txt .
+RUN python -m pip --python /opt/sse-broker/bin/python install --no-cache-dir --constraint packaging/pins.txt \
+    ".[public-keys]"
 COPY packaging/container/healthcheck.py /opt/sse-broker/bin/
 
 FROM python:3.13-slim

@@ -85,7 +85,7 @@ def _pyinstaller(python: list[str | Path], env: dict[str, str]) -> Path:
     work = BUILD / "pyinstaller" / ("windows" if one_file else sys.platform)
     result = DIST / ("sse-broker.exe" if one_file else "sse-broker")
     command = [*python, "-m", "PyInstaller", "--noconfirm", "--distpath", DIST, "--workpath", work, SPEC]
-    run(command, seconds=300, env={**env, "PYINSTALLER_CONFIG_DIR": str(work / "cache")})
+    run(command, seconds=600, env={**env, "PYINSTALLER_CONFIG_DIR": str(work / "cache")})
     if not result.exists():
         raise BuildError(f"PyInstaller left no {result}")
     return result

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.broker_process import ROOT, BrokerProcess
 
-BUILD_SECONDS = 900
+BUILD_SECONDS = 1500
 WINE_FOLDER = ROOT / "build" / "wine"
 WINE_ENVIRONMENT = {
     "WINEPREFIX": str(WINE_FOLDER / "prefix"),

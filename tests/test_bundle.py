@@ -6,17 +6,22 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 from pathlib import Path
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sse_broker.version import VERSION
 from tests.broker_process import BrokerProcess
+from tests.event_client import EventClient
 from tests.redis_servers import RedisServer
 from tests.smoke import smoke
 
 # The build counts as part of the first test.
-pytestmark = pytest.mark.timeout(1000)
+pytestmark = pytest.mark.timeout(1600)
 
 
 def run(program: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -40,6 +45,20 @@ async def test_the_bundle_passes_the_smoke_suite(bundle: Path) -> None:
 async def test_the_bundle_works_with_redis(bundle: Path, redis_server: RedisServer) -> None:
     async with BrokerProcess(program=(str(bundle / "sse-broker"),), redis=redis_server) as broker:
         await smoke(broker)
+
+
+async def test_the_bundle_checks_tokens_of_public_keys(bundle: Path, tmp_path: Path) -> None:
+    """The library for it is optional for who installs from Python's index; nobody can add one to a bundle."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pem").write_bytes(pem)
+    config = {"jwt": {"public_keys": [str(tmp_path / "key.pem")]}}
+    async with BrokerProcess(config, program=(str(bundle / "sse-broker"),)) as broker:
+        now = int(time.time())
+        claims = {"sub": "ann", "uid": "ann", "iat": now, "exp": now + 60}
+        token = jwt.encode(claims, private, algorithm="ES256")
+        async with EventClient(broker.base_url, token=token, device="phone") as stream:
+            assert stream.system[0].event == "sys_connected"
 
 
 def test_it_needs_neither_python_nor_its_folder(bundle: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.smoke import smoke
 from tests.waiting import free_port, until
 
 # The build counts as part of the first test.
-pytestmark = pytest.mark.timeout(1000)
+pytestmark = pytest.mark.timeout(1600)
 
 # This machine's rpm knows nothing of what Debian has installed, so it can not check what the package requires.
 RPM = ("rpm", "--force-debian", "--nodeps")
