@@ -138,10 +138,15 @@ class Recorder:
         self.settled_at = time.monotonic()
 
     async def online(self, api: Api) -> dict[str, Online]:
-        """Ask `/info` who of the devices is online."""
+        """Ask `/info` who of the devices is online; again where a busy broker is not able to say."""
         online = {}
         for device in self.devices:
-            result = (await api.info(device=device.name)).result
+
+            async def answer(name: str = device.name) -> Answer | None:
+                answer = await api.info(device=name)
+                return None if answer.status == 503 else answer
+
+            result = (await until(answer, pause_seconds=0.2)).result
             if result["online"]:
                 online[device.name] = Online(result["uid"], result["instance_address"])
         return online

@@ -12,7 +12,7 @@ from sse_broker.cluster import Beat
 from sse_broker.envelope import EndEnvelope
 from sse_broker.errors import Unavailable
 from sse_broker.presence import Reason
-from sse_broker.redis_backend import REJOIN_DEVICES, RedisBackend
+from sse_broker.redis_backend import RedisBackend
 from tests.backends import Node, Site, online, stop_beating
 from tests.waiting import until
 
@@ -173,10 +173,13 @@ async def test_a_device_that_joins_while_its_instance_is_cleared_is_announced_on
 # Loss of data
 
 
-async def test_devices_that_leave_while_many_are_put_back_leave_no_ghosts(shared_site: Site) -> None:
+async def test_devices_that_leave_while_many_are_put_back_leave_no_ghosts(
+    shared_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Putting back takes several calls; who left since the first must not come back in the last."""
+    monkeypatch.setattr("sse_broker.redis_backend.REJOIN_DEVICES", 5)
     node = await quiet_node(shared_site)
-    devices = [await node.join(f"d{number}", f"u{number}") for number in range(2 * REJOIN_DEVICES + 20)]
+    devices = [await node.join(f"d{number}", f"u{number}") for number in range(200)]
     await shared_site.messages()
     await flush(shared_site)
     back = asyncio.create_task(redis_of(node).rejoin(announce=False))
