@@ -110,7 +110,9 @@ def latency(lab: Lab) -> Iterator[Row]:
                 broadcasts(main, 2, f"others={PROBES}")
                 read_stalls(server, stall_file)
                 main.begin(f"broadcast count=100000 after_delivery=1 others={PROBES} seconds={seconds + 1}")
-                probe_command = f"targeted count={400 * seconds} rate=400 publishers=16 targets={PROBES} ping=/none"
+                probe_command = (
+                    f"targeted count={400 * seconds} rate=400 publishers=16 targets={PROBES} ping=/token?uid=ping"
+                )
                 result = clean(probe.ask(probe_command))
                 stalls = read_stalls(server, stall_file)
                 load = main.result()

@@ -14,7 +14,7 @@ HEADERS = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store", "X-Content
 
 def body(code: int, message: str, micro: int, result: object) -> bytes:
     """Return the answer's bytes; `micro` is the handling time in µs."""
-    if type(result) is int and message == "success":  # a send's: 1 µs instead of 6
+    if type(result) is int and message == "success":  # a send's: 0.5 µs instead of 4
         return b'{"code": %d, "msg": "success", "micro": %d, "result": %d}' % (code, micro, result)
     return json.dumps({"code": code, "msg": message, "micro": micro, "result": result}).encode()
 

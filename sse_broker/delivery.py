@@ -15,8 +15,8 @@ from sse_broker.registry import Registry
 from sse_broker.stream import Stream
 from sse_broker.traffic import Traffic
 
-# Streams written to between two yields: at about 10 µs each, other work waits for about a millisecond. A yield costs 5 µs,
-# or 0.05 µs for each of these; with 250 a send that takes several turns of the loop took 15 to 20 ms at p99.
+# Streams written to between two yields: at about 10 µs each, other work waits for about a millisecond. With 250
+# a send that takes several turns of the loop took 15 to 20 ms at p99.
 SLICE_STREAMS = 100
 # Broadcasts waiting for the walk, in bytes, before the bus is read no further.
 MAX_PENDING_BYTES = 4 * 1024 * 1024

@@ -139,7 +139,7 @@ class _LineFormatter(logging.Formatter):
 
 
 class HotLog:
-    """A logger's short way for lines at INFO that come with each stream or request: 2 µs where `Logger.info` takes 9, which
+    """A logger's short way for lines at INFO that come with each stream or request: 4 µs where `Logger.info` takes 24, which
     looks for its caller and makes a record. Wherever a handler that is none of ours listens, it is `Logger.info`.
     """
 

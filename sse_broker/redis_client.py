@@ -172,7 +172,7 @@ async def call(connection: AbstractConnection, commands: Sequence[Sequence[Any]]
         raise RedisConnectionError("not connected")
     async with asyncio.timeout(seconds) as deadline:
         # Not by `send_packed_command`: when interrupted it closes the connection, which goes on sending in the background.
-        # And packed by hiredis: 1 µs for a command of ten arguments, where redis-py takes 15.
+        # And packed by hiredis: 6 µs for a command of 18 arguments, where redis-py takes 34.
         writer.write(b"".join([hiredis.pack_command(tuple(command)) for command in commands]))
         await writer.drain()
         since = loop.time()

@@ -83,7 +83,7 @@ def page_of(gap_id: int, logs: Iterable[Sequence[Entry]], page_frames: int) -> t
 
 def device_json(device: Device) -> str:
     """Return a device as the JSON of its route; what the route itself holds is left out."""
-    # Written out: `dataclasses.asdict` takes 20 µs, a twentieth of a join.
+    # Written out: `dataclasses.asdict` takes 17 µs, all of this 5.
     fields = {
         "uid": device.uid,
         "device_name": device.device_name,

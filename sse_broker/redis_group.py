@@ -1,7 +1,6 @@
 """Publishes that share one call of the script. It owns which part of the call's answer belongs to whom, and knows no lane.
 
-Why: eight publishers at once cost Redis a script call each, 60 µs, and this process as many commands and replies; in one call
-a further message costs 25 µs. A call joins the group that waits for its turn, so nobody waits longer for it.
+Why: eight publishers at once cost Redis a script call each and this process as many commands, timers and replies. A call joins the group that waits for its turn, so nobody waits longer for it.
 """
 
 import asyncio

@@ -70,7 +70,7 @@ local function route_of(did)
   return route and parse_route(route)
 end
 
--- The uid stands first in the JSON that instances write; 0.3 µs instead of the 4 of reading all of it.
+-- The uid stands first in the JSON that instances write; so the rest need not be read.
 local function uid_of(route)
   local uid = string.match(route, '^%S+ %S+ {"uid": "([^"\\\\]*)"')
   if uid then return uid end

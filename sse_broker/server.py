@@ -202,8 +202,8 @@ async def _shut_down(broker: Broker, http: HttpServer, drain_seconds: float, sto
 def _spare_garbage_collector() -> None:
     """Have the collector look at new objects, seldom, and not at what the program is made of.
 
-    Nothing on the hot paths makes cycles. With Python's thresholds 15,000 opening streams had it walk all of them again and
-    again, in pauses of up to 20 ms.
+    Nothing on the hot paths makes cycles. With Python's thresholds 15,000 opening streams have it walk all of them again and
+    again, in one piece each time.
     """
     gc.collect()
     gc.freeze()

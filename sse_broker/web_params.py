@@ -205,7 +205,7 @@ def _inflated(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
 def _form_values(text: str, where: str) -> dict[str, object]:
     if "%" not in text and "+" not in text and text.count("&") < MAX_FIELDS:
-        # Nothing to decode, as in most: the same in 2 µs instead of 10.
+        # Nothing to decode, as in most: the same in 2 µs instead of 4.
         parts = [part.partition("=") for part in text.split("&") if part]
         return _gathered([(name, value) for name, _, value in parts])
     try:
