@@ -180,7 +180,7 @@ async def test_sigterm_drains_them_all(
     workers = pids(broker)
     for pid in workers | {broker.pid}:
         os.kill(pid, signal.SIGTERM)
-    assert await broker.wait() == 0
+    assert await broker.wait(seconds=60) == 0
     for client in clients:
         assert (await client.next_event("sys_instance_close")).retry is not None
         assert await client.wait_closed() == "clean"
@@ -264,7 +264,7 @@ async def one_line(broker: BrokerProcess, code: int, beginning: str) -> None:
     """Launch a broker that must fail, and check its exit code and the one line that says why."""
     try:
         broker.launch()
-        assert await broker.wait() == code
+        assert await broker.wait(seconds=60) == code
         (line,) = [line for line in broker.stderr_text().splitlines() if " WARNING worker " not in line]
         assert line.startswith(f"sse-broker: {beginning}")
     finally:
