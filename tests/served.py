@@ -7,9 +7,11 @@ trouble fails the test.
 from __future__ import annotations
 
 import logging
+import socket
 import time
 import typing
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +23,7 @@ from sse_broker.broker import Broker
 from sse_broker.config import Config
 from sse_broker.gate import Gate
 from sse_broker.listener import listen, public_address
-from sse_broker.server import make_backend
+from sse_broker.server import PEER_TIMEOUT_HEARTBEATS, make_backend
 from sse_broker.web_api import Api
 from sse_broker.web_door import HttpServer
 from tests.broker_process import SECRET, RedisKind
@@ -94,8 +96,9 @@ class ServedBroker:
     async def start(self) -> None:
         """Start everything."""
         logging.getLogger().addHandler(self.trouble)
-        sockets = listen("127.0.0.1", 0, peer_timeout_seconds=20)
         sse = self.config.sse
+        sockets = listen("127.0.0.1", 0, peer_timeout_seconds=PEER_TIMEOUT_HEARTBEATS * sse.heartbeat_interval)
+        self._steps.append(partial(_closed, sockets))
         self.broker = Broker(
             self.backend,
             address=public_address(sockets),
@@ -158,6 +161,11 @@ class ServedBroker:
     def client(self, uid: str, device: str, **options: Any) -> EventClient:
         """Return a client with a fresh token, not yet connected; `options` are those of EventClient."""
         return EventClient(self.base_url, **{"token": self.mint(uid, device), "device": device} | options)
+
+
+async def _closed(sockets: list[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
 
 
 Serve = Callable[..., Awaitable[ServedBroker]]

@@ -12,16 +12,11 @@ import pytest
 from tests.broker_process import BrokerProcess
 from tests.event_client import Api
 from tests.redis_servers import RedisServer
+from tests.served import Serve
 from tests.waiting import until
 
 RunBroker = Callable[..., Awaitable[BrokerProcess]]
 HEARTBEAT = 1.0
-
-
-@pytest.fixture(params=["embedded", "redis"])
-def redis_options(request: pytest.FixtureRequest, redis_server: RedisServer) -> dict[str, RedisServer]:
-    """What BrokerProcess needs for each backend."""
-    return {"redis": redis_server} if request.param == "redis" else {}
 
 
 async def offline(api: Api, device: str, *, seconds: float = 10) -> None:
@@ -33,43 +28,39 @@ async def offline(api: Api, device: str, *, seconds: float = 10) -> None:
     await until(gone, seconds=seconds, what=f"{device} offline")
 
 
-async def test_a_client_that_vanishes_is_noticed_within_three_heartbeats(
-    run_broker: RunBroker, redis_options: dict[str, RedisServer]
-) -> None:
+async def test_a_client_that_vanishes_is_noticed_within_three_heartbeats(serve: Serve) -> None:
     """No FIN, no reset, no acknowledgement: only silence."""
-    broker = await run_broker({"sse": {"heartbeat_interval": HEARTBEAT}}, **redis_options)
+    broker = await serve({"sse": {"heartbeat_interval": HEARTBEAT}})
     client, other = await broker.client("u", "d").open(), await broker.client("u", "e").open()
-    async with broker.api() as api:
-        start = time.monotonic()
-        client.vanish()
-        await offline(api, "d", seconds=20)
-        assert time.monotonic() - start < 3 * HEARTBEAT + 0.5
-        assert not other.closed
-        assert (await api.send("x", uid="u")).result == 1
-        assert (await other.next_frame()).data == "x"
+    start = time.monotonic()
+    client.vanish()
+    await offline(broker.api, "d", seconds=20)
+    assert time.monotonic() - start < 3 * HEARTBEAT + 0.5
+    assert not other.closed
+    assert (await broker.api.send("x", uid="u")).result == 1
+    assert (await other.next_frame()).data == "x"
     await client.close()
     await other.close()
 
 
 async def test_a_client_that_does_not_read_is_dropped_and_resumes(
-    run_broker: RunBroker, redis_options: dict[str, RedisServer]
+    serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At the bound of its buffer; meanwhile nobody else waits for it; with its last id it misses nothing."""
-    broker = await run_broker({"sse": {"heartbeat_interval": 30}}, **redis_options)
+    caplog.set_level("INFO", "sse_broker.broker")
+    broker = await serve({"sse": {"heartbeat_interval": 30}})
     slow = await broker.client("u", "slow", receive_buffer_bytes=4096).open()
-    async with broker.api() as api, broker.client("u", "quick") as quick:
-        await api.send("first", uid="u")
+    async with broker.client("u", "quick") as quick:
+        await broker.api.send("first", uid="u")
         last_id = (await slow.next_frame()).id
         slow.stop_reading()
         sent = 0
-        while (await api.info(device="slow")).result["online"]:
+        while (await broker.api.info(device="slow")).result["online"]:
             assert sent < 60, "ten times its bound and still open"
-            assert (await api.send(f"{sent} " + "x" * 200_000, uid="u")).result in (1, 2)
-            frame = await quick.wait_for(lambda event, number=sent: str(event.data).startswith(f"{number} "), seconds=5)
-            assert frame.id
+            assert (await broker.api.send(f"{sent} " + "x" * 200_000, uid="u")).result in (1, 2)
+            await quick.wait_for(lambda event, number=sent: str(event.data).startswith(f"{number} "), seconds=5)  # type: ignore[misc]
             sent += 1
-        line = "stream closed: user u, device slow, heartbeat_fail"
-        await until(lambda: line in broker.stderr_text(), what="its line in the log")
+        assert "stream closed: user u, device slow, heartbeat_fail" in caplog.messages[-1]
         async with broker.client("u", "slow", last_id=last_id) as again:
             for number in range(sent):
                 assert str((await again.next_frame()).data).startswith(f"{number} ")

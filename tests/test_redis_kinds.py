@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from tests.broker_process import BrokerProcess, RedisKind
+from sse_broker.errors import StartError
+from tests.broker_process import RedisKind
 from tests.redis_servers import Access, RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
+from tests.served import ServedBroker
 
-RunBroker = Callable[..., Awaitable[BrokerProcess]]
 STANDALONE: dict[str, tuple[Access, dict[str, Any]]] = {
     "plain": (Access(), {}),
     "password": (Access(password="sesame-1"), {}),
@@ -21,21 +22,21 @@ STANDALONE: dict[str, tuple[Access, dict[str, Any]]] = {
 }
 
 
-async def try_it(run_broker: RunBroker, redis: RedisKind, more: Mapping[str, Any] | None = None) -> None:
+async def try_it(redis: RedisKind, more: dict[str, Any] | None = None) -> None:
     """Connect, send, move to the other broker, miss and catch up, be kicked."""
-    one, two = [await run_broker({"redis": dict(more or {})}, redis=redis) for _ in range(2)]
-    async with one.api() as api, two.api() as other:
+    tables = {"redis": more or {}}
+    async with ServedBroker(tables, redis=redis) as one, ServedBroker(tables, redis=redis) as two:
         async with one.client("u", "d") as client:
-            assert (await other.send("1", uid="u")).result == 1
+            assert (await two.api.send("1", uid="u")).result == 1
             assert (await client.next_frame()).data == "1"
             last_id = client.last_id
-            assert (await other.info()).result["instance_count"] == 2
-        assert (await api.send("2", device="d")).status == 200
-        assert (await other.send("3")).status == 200
+            assert (await two.api.info()).result["instance_count"] == 2
+        assert (await one.api.send("2", device="d")).status == 200
+        assert (await two.api.send("3")).status == 200
         async with two.client("u", "d", last_id=last_id) as client:
             assert [(await client.next_frame()).data for _ in range(2)] == ["2", "3"]
-            assert (await api.info(device="d")).result["instance_address"] == two.address
-            assert (await api.kick(device="d", data="bye")).result == 1
+            assert (await one.api.info(device="d")).result["instance_address"] == two.address
+            assert (await one.api.kick(device="d", data="bye")).result == 1
             assert (await client.next_event("sys_kick_offline")).data == "bye"
 
 
@@ -48,36 +49,33 @@ async def standalone(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Redi
 
 
 async def test_one_address_is_a_standalone_redis(
-    run_broker: RunBroker, standalone: tuple[RedisServer, dict[str, Any]]
+    standalone: tuple[RedisServer, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a password, as a user, over TLS, in another database."""
     server, more = standalone
-    await try_it(run_broker, server, {**server.config, **more})
+    if server.access.tls:
+        monkeypatch.setenv("SSL_CERT_FILE", str(server.ca_file))
+    await try_it(server, more)
     if "db" in more:
         info = await server.ask("INFO", "keyspace")
         assert set(info) == {"db3"}
 
 
-async def test_with_a_master_name_the_addresses_are_sentinels(run_broker: RunBroker, sentinel_set: SentinelSet) -> None:
-    await try_it(run_broker, sentinel_set, sentinel_set.config)
+async def test_with_a_master_name_the_addresses_are_sentinels(sentinel_set: SentinelSet) -> None:
+    await try_it(sentinel_set)
 
 
-async def test_several_addresses_are_a_redis_cluster(run_broker: RunBroker, redis_cluster: RedisCluster) -> None:
-    await try_it(run_broker, redis_cluster, redis_cluster.config)
+async def test_several_addresses_are_a_redis_cluster(redis_cluster: RedisCluster) -> None:
+    await try_it(redis_cluster)
 
 
-async def test_a_wrong_password_stops_the_start(run_broker: RunBroker) -> None:
-    """Exit code 1 and one line, without the password in it."""
+async def test_a_wrong_password_stops_the_start() -> None:
+    """With one sentence, without the password in it."""
     async with RedisServer(access=Access(password="sesame-1")) as server:
-        broker = BrokerProcess({"redis": {"password": "sesame-0"}}, redis=server)
-        broker.config["redis"]["password"] = "sesame-0"
-        broker.launch()
-        try:
-            assert await broker.wait() == 1
-            last = broker.stderr_text().splitlines()[-1]
-            assert last.startswith("sse-broker: ")
-            assert "Redis" in last
-            assert "sesame" not in broker.stderr_text()
-            broker.assert_clean_output()
-        finally:
-            await broker.discard()
+        broker = ServedBroker({"redis": {"password": "sesame-0"}}, redis=server)
+        with pytest.raises(StartError) as caught:
+            await broker.start()
+        await broker.stop()
+        assert "Redis" in caught.value.message
+        assert "sesame" not in caught.value.message
+        assert "\n" not in caught.value.message
