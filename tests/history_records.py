@@ -160,6 +160,7 @@ class History:
     `settled_at`: what was accepted before it had reached every open stream when the recording ended. `delivery_seconds`: how
     long a frame may take to a stream that stays open. `cache_frames`, `expire_seconds`: the retention. `clock_offset`: Unix
     time minus recorder time, needed to judge gaps by age. `presence_seconds`: how long presence may take to follow.
+    `late_seconds`: how long a frame may take that is seen, faults aside.
     """
 
     sends: list[Send] = field(default_factory=list)
@@ -174,6 +175,7 @@ class History:
     expire_seconds: float = inf
     clock_offset: float | None = None
     presence_seconds: float = 45.0
+    late_seconds: float | None = None
 
     def faulty(self, start: float, end: float, kind: str) -> bool:
         """Whether a fault that excuses `kind` (a field of Fault) overlaps a span of time."""
