@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import random
 import socket
 import time
@@ -30,8 +31,10 @@ async def until(
 ) -> Any:
     """Call `condition` (plain or async) until it gives something true, and return that.
 
-    Raises: AssertionError with `what` once `seconds` have passed; one asynchronous call is bounded by them as well.
+    Raises: AssertionError with `what` once `seconds` have passed; one asynchronous call is bounded by them as well. The
+    environment variable TEST_PATIENCE multiplies them, for machines with much other work.
     """
+    seconds *= float(os.environ.get("TEST_PATIENCE", "1"))
     what = what or getattr(condition, "__qualname__", repr(condition))
     deadline = time.monotonic() + seconds
     while True:

@@ -108,11 +108,6 @@ class Plan:
     faults: tuple[str, ...]
     operations: tuple[Operation, ...]
 
-    @property
-    def may_lose(self) -> bool:
-        """Whether a fault of it may lose acknowledged writes."""
-        return self.kind != "standalone" and bool(LOSSES & set(self.faults)) or "flush redis" in self.faults
-
     def __str__(self) -> str:
         head = f"seed {self.seed}, {self.kind}, {self.seconds:.0f} s, logs of {self.cache_frames}"
         return "\n".join([head, *map(str, self.operations)])
@@ -124,7 +119,7 @@ def make_plan(seed: int, kind: str, seconds: float) -> Plan:
     of_redis = REDIS_FAULTS[kind]
     redis_faults = draw.sample(list(of_redis), draw.choice((0, 1, 2, 3)))
     node_faults = draw.sample(list(NODE_FAULTS), draw.choice((0, 1, 2, 3)) if redis_faults else draw.choice((1, 2, 4)))
-    losses = bool(LOSSES & set(redis_faults)) and (kind != "standalone" or "flush redis" in redis_faults)
+    losses = LOSSES & set(redis_faults) if kind != "standalone" else {"flush redis"} & set(redis_faults)
     words = {word: weight for word, weight in DEVICE_WORDS.items() if word != "become" or not losses}
     operations = [
         *_faults(draw, "redis", {word: of_redis[word] for word in redis_faults}, seconds),

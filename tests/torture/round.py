@@ -7,8 +7,9 @@ import contextlib
 import random
 import sys
 import time
+import traceback
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -57,7 +58,7 @@ class Report:
         """Return the round in one line."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(f.kind for f in self.findings).items())
         answers = " ".join(f"{status}:{count}" for status, count in sorted(self.answers.items()))
-        verdict = self.void and f"VOID: {self.void.splitlines()[0][:200]}" or kinds or "nothing found"
+        verdict = (self.void and f"VOID: {self.void.splitlines()[0][:200]}") or kinds or "nothing found"
         return (
             f"{self.plan.kind:10} seed {self.plan.seed:<10} {len(self.plan.operations)} operations, "
             f"{len(self.history.sends)} sends ({answers}), {len(self.history.sessions)} streams, "
@@ -82,9 +83,18 @@ async def play(plan: Plan) -> Report:
         async with make_servers(plan.kind) as redis:
             await Round(plan, redis, report).run()
     except Exception as error:
-        report.void = f"{type(error).__name__}: {error}"
+        report.void = "\n".join([*_causes(error), *traceback.format_exception(error)])
     report.seconds = time.monotonic() - start
     return report
+
+
+def _causes(error: BaseException) -> Iterator[str]:
+    """Name what is behind an error, each in one line."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _causes(one)
+    else:
+        yield f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 class Round:
