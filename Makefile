@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+MINUTES ?=
+KIND ?=
+SEED ?=
+SECONDS ?=
 
-.PHONY: help run test check format lint types bench bench-check bundle exe rpm deb clean tools
+.PHONY: help run test check format lint types bench bench-check torture soak bundle exe rpm deb clean tools
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -48,6 +52,13 @@ bench: $(VENV)/.run  ## measure against a bare C send loop; ARGS="--quick --only
 
 bench-check: $(VENV)/.run  ## fail when a ratio is 15 % worse than bench/baseline.json
 	$(BIN)/python bench/run.py --check $(ARGS)
+
+torture: tools  ## break a cluster at random and judge it; MINUTES=60 KIND=cluster SEED=7 SECONDS=45
+	$(BIN)/python -m tests.torture $(if $(MINUTES),--minutes $(MINUTES)) $(if $(KIND),--kind $(KIND)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
+
+soak: tools  ## connect, send and close without end and look whether anything grows; MINUTES=60
+	$(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 bundle:  ## build dist/sse-broker, a folder with the program and all it needs
 exe:  ## build dist/sse-broker.exe and a zip with it, on Linux under Wine

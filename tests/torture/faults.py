@@ -6,13 +6,18 @@ All leave things whole behind them, so that in the end everything must come righ
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Sequence
 
+import aiohttp
+
 from tests.broker_process import BrokerProcess
+from tests.event_client import Api
 from tests.recorder import Recorder
 from tests.redis_servers import RedisServer
 from tests.redis_sets import SLOTS, RedisCluster, SentinelSet
 from tests.torture.plan import Operation
+from tests.waiting import until
 
 Servers = RedisServer | SentinelSet | RedisCluster
 
@@ -58,26 +63,44 @@ class NodeFaults:
         for node in nodes:
             await node.kill()
         await asyncio.sleep(seconds)
-        await asyncio.gather(*(self._start(node) for node in nodes))
+        await start_nodes(nodes)
 
     async def _restart(self, node: BrokerProcess) -> None:
-        code, _ = await node.terminate(seconds=30)
-        assert code == 0, f"a node ended with {code} after SIGTERM:\n{node.stderr_text()[-3000:]}"
-        await self._start(node)
+        await end_node(node)
+        await start_nodes([node])
 
-    @staticmethod
-    async def _start(node: BrokerProcess) -> None:
-        """Start it as a service manager does: again and again while Redis is away."""
-        for _ in range(20):
-            try:
-                await node.start(seconds=30)
-            except AssertionError:
-                if node.running or node.process.exit_code != 1:
-                    raise
-                await asyncio.sleep(0.5)
-            else:
-                return
-        raise AssertionError(f"a node does not start:\n{node.stderr_text()[-3000:]}")
+
+async def start_nodes(nodes: Sequence[BrokerProcess]) -> None:
+    """Start nodes as a service manager does, again and again while Redis is away, until all answer."""
+    await asyncio.gather(*(_start(node) for node in nodes))
+
+
+async def _start(node: BrokerProcess) -> None:
+    allowed = [None, 0, -signal.SIGKILL]
+
+    async def answers() -> bool:
+        if not node.running:
+            # Out of reach of Redis it ends with 1; nothing else may end it now.
+            code = node.process.exit_code if node._process else None
+            assert code in allowed, f"a node ended with {code}:\n{node.stderr_text()[-3000:]}"
+            allowed[:] = [1]
+            node.launch()
+        try:
+            async with Api(node.base_url, seconds=2) as api:
+                return (await api.info()).status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+    await until(answers, seconds=60, what=f"node {node.address}", pause_seconds=0.1)
+
+
+async def end_node(node: BrokerProcess) -> None:
+    """End a node by SIGTERM as an operator does.
+
+    Raises: AssertionError if it does not go in good order.
+    """
+    code, _ = await node.terminate(seconds=30)
+    assert code == 0, f"a node ended with {code} after SIGTERM:\n{node.stderr_text()[-3000:]}"
 
 
 class RedisFaults:

@@ -22,7 +22,15 @@ from tests.history import Fault, Finding, History, decide
 from tests.recorder import Recorder
 from tests.redis_servers import RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
-from tests.torture.faults import AFTER_SECONDS, HEARTBEAT_SECONDS, NodeFaults, RedisFaults, Servers
+from tests.torture.faults import (
+    AFTER_SECONDS,
+    HEARTBEAT_SECONDS,
+    NodeFaults,
+    RedisFaults,
+    Servers,
+    end_node,
+    start_nodes,
+)
 from tests.torture.plan import DEVICES, NODES, USERS, Operation, Plan
 from tests.traffic import at_rest, make_devices, settle
 from tests.waiting import until
@@ -117,7 +125,7 @@ class Round:
             for node in self.nodes:
                 stack.push_async_callback(node.discard)
             stack.push_async_callback(self.recorder.stop)
-            await asyncio.gather(*(node.start(seconds=40) for node in self.nodes))
+            await start_nodes(self.nodes)
             self.apis = [
                 await stack.enter_async_context(Api(node.base_url, seconds=6)) for node in self.nodes
             ]  # fmt: skip
@@ -254,9 +262,7 @@ class Round:
         for node in self.nodes:
             self.report.logs[node.address] = node.stderr_text()
             try:
-                if node.running:
-                    code, _ = await node.terminate(seconds=30)
-                    assert code == 0, f"exit code {code}:\n{node.stderr_text()[-3000:]}"
+                await end_node(node)
                 node.assert_clean_output()
             except AssertionError as failure:
                 self.report.findings.append(Finding("trouble", str(failure)))
