@@ -18,12 +18,12 @@ async def test_a_broker_holds_no_more_after_thousands_of_streams_than_after_the_
     """Memory, objects, tasks and descriptors."""
     async with Soak(redis_server if backend == "redis" else None) as soak:
         measures = []
-        for _ in range(6):
+        for _ in range(4):
             for _ in range(5):
                 await soak.cycle()
             measures.append(await soak.measure())
             print(measures[-1])
-        assert soak.streams == 1800
+        assert soak.streams == 1200
         assert soak.frames > 10 * soak.streams, "the streams were used"
         assert not growth(measures[1:]), "\n".join(map(str, measures))
 
@@ -32,12 +32,14 @@ async def test_a_broker_holds_no_more_after_thousands_of_streams_than_after_the_
 async def test_redis_holds_the_same_keys_and_as_much_as_before_the_first_device(redis_server: RedisServer) -> None:
     async with Soak(redis_server) as soak, redis_server.client() as redis:
         before, names = await soak.measure(), set(await redis.keys())
-        assert {kind_of(name) for name in names} - {"id"} == LASTING - {"id"}
+        assert {kind_of(name) for name in names} <= LASTING
         for _ in range(3):
             await soak.cycle()
         assert len(await redis.keys()) > 3 * 60, "it held something meanwhile"
         after = await soak.measure()
-        assert set(await redis.keys()) - names <= {"{sse}:id"}
+        # The counter of ids and the instance's own inbox come with the first frame, one of each.
+        assert {kind_of(name) for name in set(await redis.keys()) - names} <= {"id", "inbox"}
+        assert len(await redis.keys()) <= len(LASTING)
         assert after.redis_kib - before.redis_kib <= 2 * SLACK["redis_kib"], f"{before}\n{after}"
     async with redis_server.client() as redis:
         assert {kind_of(name) for name in await redis.keys()} <= {"id", "epoch"}, "an instance takes its keys with it"
