@@ -32,7 +32,7 @@ async def test_a_broker_holds_no_more_after_thousands_of_streams_than_after_the_
 async def test_redis_holds_the_same_keys_and_as_much_as_before_the_devices_came(redis_server: RedisServer) -> None:
     async with Soak(redis_server) as soak, redis_server.client() as redis:
         await soak.cycle()  # which loads the scripts
-    before, names = await soak.measure(), set(await redis.keys())
+        before, names = await soak.measure(), set(await redis.keys())
         assert {kind_of(name) for name in names} <= LASTING
         for _ in range(3):
             await soak.cycle()
