@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from sse_broker import redis_lane
 from tests.backends import Servers, Site
 from tests.broker_process import BrokerProcess
 from tests.built import build, end_wine
@@ -169,7 +170,14 @@ def any_servers(request: pytest.FixtureRequest) -> Servers | None:
 
 
 @pytest.fixture
-async def site(any_servers: Servers | None) -> AsyncIterator[Site]:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have calls of Redis fail later than after two seconds: for tests of something else, on a machine that has other work."""
+    monkeypatch.setattr(redis_lane, "CALL_SECONDS", 20.0)
+    monkeypatch.setattr(redis_lane, "REPLY_SECONDS", 20.0)
+
+
+@pytest.fixture
+async def site(any_servers: Servers | None, patience: None) -> AsyncIterator[Site]:
     """An empty cluster on each kind of backend in turn; at the end its instances are closed."""
     async with Site(any_servers) as site:
         yield site
@@ -183,7 +191,7 @@ def shared_servers(request: pytest.FixtureRequest) -> Servers:
 
 
 @pytest.fixture
-async def shared_site(shared_servers: Servers) -> AsyncIterator[Site]:
+async def shared_site(shared_servers: Servers, patience: None) -> AsyncIterator[Site]:
     """An empty cluster of several instances, on each kind of Redis in turn."""
     async with Site(shared_servers) as site:
         yield site
