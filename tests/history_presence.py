@@ -19,7 +19,7 @@ from tests.history_records import Attempt, End, Finding, Heard, History, Online,
 
 REASONS = {
     End.DROPPED: {"disconnect", "extrude_offline", "kick_offline", "instance_close"},
-    End.VANISHED: {"heartbeat_fail", "disconnect", "extrude_offline"},
+    End.VANISHED: {"heartbeat_fail", "disconnect", "extrude_offline", "kick_offline", "instance_close"},
     End.KICK: {"kick_offline"},
     End.EXTRUDE: {"extrude_offline"},
     End.INSTANCE_CLOSE: {"instance_close", "extrude_offline"},

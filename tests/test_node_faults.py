@@ -106,5 +106,3 @@ async def test_a_broker_that_is_asked_to_end_sends_its_devices_elsewhere_and_say
                 ("device_offline", "instance_close", victim.address),
             ]
         await scene.accepted()
-        await victim.start(seconds=START_SECONDS)
-        scene.traffic.spare()

@@ -19,9 +19,9 @@ from tests.waiting import until
 TTL_SECONDS = 60.0
 
 
-async def quiet_node(site: Site, **options: object) -> Node:
+async def quiet_node(site: Site) -> Node:
     """Start an instance that beats only when the test has it beat."""
-    node = await site.node(**options)
+    node = await site.node(heartbeat_seconds=0.9)
     await stop_beating(node)
     return node
 
@@ -284,7 +284,10 @@ async def test_an_instance_that_dies_while_it_puts_back_what_it_holds_leaves_no_
     assert (await beat(other)).dead == ()
 
 
-async def test_a_join_that_waits_for_a_membership_in_vain_is_unavailable(shared_site: Site) -> None:
+async def test_a_join_that_waits_for_a_membership_in_vain_is_unavailable(
+    shared_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_broker.redis_backend.JOIN_SECONDS", 0.3)
     node = await quiet_node(shared_site)
     await flush(shared_site)
     with pytest.raises(Unavailable):
