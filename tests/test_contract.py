@@ -30,6 +30,8 @@ instance: one running broker process; instance_address is ip:port
     web_info::test_an_instance_by_its_address_with_and_without_port
     server::test_it_serves_an_ipv6_address
 cluster: all instances on the same Redis; it forms and heals by itself
+    node_faults::test_a_broker_that_was_frozen_and_cleared_puts_its_presence_right_and_its_streams_catch_up
+    faults::test_a_redis_that_is_flushed_under_load_is_filled_again
     web_info::test_each_instance_knows_the_whole_cluster
     backend_cluster::test_an_instance_that_was_cleared_and_lives_joins_its_devices_again_and_says_so
     backend_cluster::test_a_device_that_the_instance_has_and_redis_lost_is_put_back
@@ -66,7 +68,7 @@ On failure code is the HTTP status, msg one sentence that names the parameter, r
     web_events::test_a_token_that_is_not_good_is_refused
 403 for good credentials that are not for this
     gate::test_a_key_opens_no_endpoint_beyond_its_scopes
-    gate::test_a_publisher_may_send_and_nothing_else
+    web_gate::test_a_named_key_opens_its_endpoints_and_gets_403_at_others
 405 for another method, with those allowed
     web::test_another_method_is_refused_with_those_allowed
 413 for an oversize body
@@ -77,7 +79,8 @@ On failure code is the HTTP status, msg one sentence that names the parameter, r
     bad_input::test_a_body_of_another_type_is_refused
 429 for too many
     gate::test_who_tries_too_many_wrong_keys_has_to_wait
-    gate::test_streams_are_opened_at_a_rate_for_each_address
+    web_gate::test_wrong_keys_are_slowed_with_retry_after
+    web_gate::test_streams_are_opened_at_a_rate
 503 for transient trouble
     web::test_without_redis_what_needs_it_is_unavailable_for_now
     web_events::test_a_full_instance_says_when_to_come_again
@@ -260,7 +263,7 @@ Online follows registration, offline follows removal
 Extrusion of a user's only device: device offline, device online, no user message
     presence_messages::test_extrusion_of_the_only_device_tells_no_user_message
 An instance that dies without a word is cleared by the others within three heartbeat intervals
-    lost_clients::test_a_device_of_a_killed_instance_goes_on_elsewhere
+    node_faults::test_devices_of_a_killed_broker_go_on_elsewhere_and_who_does_not_come_back_is_cleared
     backend_cluster::test_an_instance_that_dies_without_a_word_is_cleared_once_by_the_others
 Without Redis the same messages go to whoever subscribes in other ways
     memory::test_every_listener_hears_every_message_in_order
@@ -275,6 +278,8 @@ server.host, server.port
     cli::test_options_win_over_the_file
     listener::test_the_address_of_an_instance_is_where_it_listens
 server.workers
+    workers::test_connections_spread_and_info_counts_them_together
+    workers::test_sigterm_drains_them_all
     config_checks::test_impossible_values_are_refused
 server.access_log_path, error_log_path, broker_log_path: empty for the standard streams
     logs::test_each_log_has_its_file
@@ -389,10 +394,13 @@ Data with newlines, NUL, lone surrogates, 1 MiB text, emoji: delivered exactly, 
     web::test_text_stays_as_it_is
 A client that does not read: closed at max_buffer_bytes (heartbeat_fail); nobody else waits for it; it resumes by last id
     lost_clients::test_a_client_that_does_not_read_is_dropped_and_resumes
+    client_faults::test_a_client_that_never_reads_is_closed_and_keeps_nobody_waiting
+    client_faults::test_a_replay_of_more_than_the_bound_to_a_slow_reader_completes
     presence_messages::test_a_client_that_does_not_read_is_announced_as_failed
     delivery::test_a_client_that_does_not_read_is_dropped_and_nobody_else_waits
 A client that vanishes: noticed within three heartbeat intervals
     lost_clients::test_a_client_that_vanishes_is_noticed_within_three_heartbeats
+    client_faults::test_a_client_that_vanishes_is_noticed_within_three_heartbeats
 Redis away: open streams stay open; /send says 503
     faults::test_a_redis_that_freezes_for_15_s_is_noticed_and_goes_on
     web::test_without_redis_what_needs_it_is_unavailable_for_now
@@ -401,11 +409,12 @@ Redis returns: streams, presence and sends go on without a restart, and frames a
     faults::test_a_redis_that_is_killed_and_comes_back_later_costs_no_frame
     faults::test_connections_to_redis_that_are_cut_again_and_again_cost_nothing
 An instance killed: its devices reconnect elsewhere with their last id and miss nothing
-    lost_clients::test_a_device_of_a_killed_instance_goes_on_elsewhere
+    node_faults::test_devices_of_a_killed_broker_go_on_elsewhere_and_who_does_not_come_back_is_cleared
 SIGTERM: no new streams, sys_instance_close to each, presence removed, exit within drain_seconds
     server::test_sigterm_ends_each_stream_with_a_word
     server::test_sigterm_does_not_wait_for_a_stalled_client_beyond_the_drain
     server::test_sigterm_while_redis_is_away_ends_within_the_drain
+    node_faults::test_a_broker_that_is_asked_to_end_sends_its_devices_elsewhere_and_says_so
 """
 
 
