@@ -8,7 +8,7 @@ KIND ?=
 SEED ?=
 SECONDS ?=
 
-.PHONY: help run test check format lint types bench bench-check torture soak bundle exe rpm deb clean tools
+.PHONY: help run test check format lint types bench bench-check torture soak bundle exe rpm deb audit fuzz clean tools
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -66,6 +66,13 @@ rpm:  ## build the rpm from the bundle
 deb:  ## build the deb from the bundle
 bundle exe rpm deb: $(BIN)/python
 	$(BIN)/python packaging/build.py $@
+
+audit: $(VENV)/.run  ## look for known holes in what the program uses; needs the network
+	$(BIN)/python -m pip install --quiet 'pip-audit >=2.7'
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
+
+fuzz: $(VENV)/.test  ## feed made-up bytes to everything that takes a stranger's; ARGS="--cases 100000 --seed 7 token"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 clean:  ## remove what these commands made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
