@@ -366,7 +366,7 @@ def test_each_end_has_its_reasons() -> None:
     for end, reason in ((End.KICK, "kick_offline"), (End.EXTRUDE, "extrude_offline"), (End.LOST, "instance_clear"),
                         (End.INSTANCE_CLOSE, "instance_close"), (End.VANISHED, "heartbeat_fail")):  # fmt: skip
         assert presence(f"+d@0 +u@0 -d@5:{reason} -u@5:{reason}", end=end) == []
-        other = "disconnect" if end in (End.KICK, End.EXTRUDE, End.INSTANCE_CLOSE) else "kick_offline"
+        other = {End.LOST: "kick_offline", End.VANISHED: "instance_clear"}.get(end, "disconnect")
         assert presence(f"+d@0 +u@0 -d@5:{other} -u@5:{other}", end=end) == ["presence-wrong"]
 
 
