@@ -112,6 +112,7 @@ async def test_what_goes_ahead_stays_behind_what_was_sent(
 async def test_a_call_waits_longer_than_its_time_while_others_are_answered(
     lane: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await lane.call(SLOW, "the scripts are known now, and Redis answers")
     monkeypatch.setattr("sse_broker.redis_lane.CALL_SECONDS", 0.02)
     for number in range(4 * BATCH_CALLS):
         lane.post(SLOW if number % 32 == 0 else APPEND, str(number))
