@@ -19,6 +19,7 @@ from tests.broker_process import BrokerProcess
 from tests.event_client import EventClient
 from tests.redis_servers import RedisServer
 from tests.smoke import smoke
+from tests.waiting import until
 
 # The build counts as part of the first test.
 pytestmark = pytest.mark.timeout(1600)
@@ -45,6 +46,22 @@ async def test_the_bundle_passes_the_smoke_suite(bundle: Path) -> None:
 async def test_the_bundle_works_with_redis(bundle: Path, redis_server: RedisServer) -> None:
     async with BrokerProcess(program=(str(bundle / "sse-broker"),), redis=redis_server) as broker:
         await smoke(broker)
+
+
+async def test_the_bundle_starts_its_own_workers(bundle: Path, redis_server: RedisServer) -> None:
+    """There is no Python beside it to start them with."""
+    program = (str(bundle / "sse-broker"),)
+    async with BrokerProcess({"server": {"workers": 2}}, program=program, redis=redis_server) as broker:
+        async with broker.api() as api:
+
+            async def both() -> bool:
+                return bool((await api.info()).result["instance_count"] == 2)
+
+            await until(both, seconds=30, what="two instances")
+        async with broker.client("ann", "phone") as stream:
+            code, _ = await broker.terminate()
+            await stream.next_event("sys_instance_close")
+        assert code == 0
 
 
 async def test_the_bundle_checks_tokens_of_public_keys(bundle: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import urllib.request
 
 
 def main() -> int:
-    """Ask for the API page."""
+    """Ask for the API page, which is there whatever is configured: /healthz may have moved to a port of its own."""
     encrypted = bool(os.environ.get("SSE_BROKER_SERVER_TLS_CERT"))
     url = f"{'https' if encrypted else 'http'}://127.0.0.1:{os.environ.get('SSE_BROKER_SERVER_PORT', '8080')}/"
     # From inside the container; the certificate names another host.
