@@ -40,6 +40,7 @@ async def touches(proxy: CuttingProxy) -> AsyncIterator[Touches]:
     touches.start()
     yield touches
     await touches.close()
+    await client.close()
 
 
 def key_of(device: Device) -> str:
