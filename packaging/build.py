@@ -29,7 +29,13 @@ PROGRAM = (
     "packaging/program.py",
     "packaging/sse-broker.spec",
 )
-TOOLS = ("packaging/build.py", "packaging/commands.py", "packaging/wine.py", "packaging/windows.txt")
+TOOLS = (
+    "packaging/build.py",
+    "packaging/commands.py",
+    "packaging/wine.py",
+    "packaging/wine_prng.py",
+    "packaging/windows.txt",
+)
 PACKAGES = (*PROGRAM, *TOOLS, "packaging", "etc", "rpm", "docs/man")
 
 

@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import wine_prng
 from commands import BUILD, PINS, pip_download, run
 
 FOLDER = BUILD / "wine"
@@ -31,10 +32,13 @@ def prefix() -> Path:
     if not ready.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        run(["wine", "wineboot", "--init"], seconds=180, env=ENVIRONMENT)
+        run(["wine", "wineboot", "--init"], seconds=300, env=ENVIRONMENT)
         run(["wine", "winecfg", "-v", "win10"], seconds=60, env=ENVIRONMENT)
         run(["wineserver", "--wait"], seconds=60, env=ENVIRONMENT)
         ready.touch()
+    library = folder / "drive_c" / "windows" / "system32" / wine_prng.LIBRARY
+    if not library.exists():
+        library.write_bytes(wine_prng.dll())
     return folder
 
 
