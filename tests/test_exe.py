@@ -148,7 +148,7 @@ async def test_over_an_error_the_window_stays_open(own_exe: Path) -> None:
         assert "server.port must be a whole number" in seen()
         assert process.poll() is None
         os.write(console, b"\r")
-        await until(lambda: process.poll() is not None, seconds=20)
+        await until(lambda: process.poll() is not None, seconds=START_SECONDS)
         assert process.returncode == 2
 
 
@@ -157,7 +157,7 @@ async def test_ctrl_c_on_its_console_ends_it(own_exe: Path) -> None:
     with on_console(own_exe, "--no-browser") as (process, console, seen):
         await until(lambda: "To stop, press Ctrl-C" in seen(), seconds=START_SECONDS)
         os.write(console, b"\x03")
-        await until(lambda: process.poll() is not None, seconds=20)
+        await until(lambda: process.poll() is not None, seconds=START_SECONDS)
         assert process.returncode == 0
         assert "stopped" in seen()
 
