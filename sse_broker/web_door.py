@@ -425,7 +425,12 @@ def _run_at_once(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoo
         waits_for = work.send(None)
     except StopIteration:
         return None
-    return loop.create_task(_rest(work, waits_for))
+    return loop.create_task(_rest_of(work, waits_for))
+
+
+async def _rest_of(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+    """Be a coroutine for `create_task`, which from Python 3.12 on takes no generator."""
+    await _rest(work, waits_for)
 
 
 @types.coroutine
