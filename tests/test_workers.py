@@ -166,7 +166,7 @@ async def test_while_one_worker_drains_every_connection_is_served(
     assert sum(task.result() for task in tasks) > 100
     # Between a worker's last look and its close one may slip in, or be about to, which only the kernel could hand on.
     assert set(failures) <= {"connecting: ConnectionResetError", "connected: ConnectionResetError"}
-    assert failures.total() <= len(first)
+    assert failures.total() <= 1
 
 
 async def test_sigterm_drains_them_all(
