@@ -1,6 +1,6 @@
 """The line between the parent of several workers and each of them: a socket that is the worker's standard input. The parent
-says with what configuration to run and when to drain; the worker says when it serves, or why not. The end of the line tells
-either that the other is dead. It knows words, and nothing of what is done about them.
+says with what configuration to run and when to drain; the worker says when it serves, or why not, and all the while that its
+loop turns. The end of the line tells either that the other is dead. It knows words, and nothing of what is done about them.
 """
 
 import asyncio
@@ -16,6 +16,9 @@ from sse_broker.config import Config, schema
 from sse_broker.errors import ConfigError
 
 READY = "ready"
+# Said by a worker's loop every ALIVE_SECONDS, from its start to its end; it is no word that `hear` returns.
+ALIVE = "alive"
+ALIVE_SECONDS = 1.0
 DRAIN, NOW, REOPEN, RELOAD = "drain", "now", "reopen", "reload"
 
 
@@ -25,6 +28,7 @@ class ParentEnd:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._alive = False
 
     @classmethod
     async def open(cls, config: Config, number: int) -> tuple["ParentEnd", socket.socket]:
@@ -42,8 +46,25 @@ class ParentEnd:
         """Send a word; one that nobody hears any more is no error."""
         self._writer.write(f"{word}\n".encode())
 
-    async def hear(self) -> str:
-        """Return the next line; empty text when the worker is gone."""
+    async def hear(self, silent_seconds: float) -> str:
+        """Return the next word; empty text when the worker is gone.
+
+        Raises: TimeoutError once the worker's loop, heard before, was silent for so long.
+        """
+        while (word := await self._line(silent_seconds)) == ALIVE:
+            self._alive = True
+        return word
+
+    async def _line(self, silent_seconds: float) -> str:
+        # After the time has passed there is a second look, as it may be this process that stood still.
+        for seconds in (silent_seconds, 2 * ALIVE_SECONDS):
+            with contextlib.suppress(TimeoutError):
+                # A worker that was not heard yet is still being started.
+                async with asyncio.timeout(seconds if self._alive else None):
+                    return await self._read()
+        raise TimeoutError
+
+    async def _read(self) -> str:
         try:
             return (await self._reader.readline()).decode(errors="replace").strip()
         except OSError:
@@ -92,6 +113,12 @@ class WorkerEnd:
         """Send a word to the parent, if there still is one."""
         with contextlib.suppress(OSError):
             self._socket.sendall(f"{word}\n".encode())
+
+    async def stay_alive(self) -> None:
+        """Tell the parent again and again that this loop turns; end it by cancelling."""
+        while True:
+            self.say(ALIVE)
+            await asyncio.sleep(ALIVE_SECONDS)
 
     def close(self) -> None:
         """Hang up."""

@@ -73,6 +73,7 @@ async def serve(
     if line:
         orders = {DRAIN: stop.drain, NOW: stop.at_once, REOPEN: log_files.reopen, RELOAD: stop.hang_up}
         line.obey(orders | {"": stop.drain})
+    alive = asyncio.create_task(line.stay_alive(), name="alive") if line else None
     try:
         await _serve(config, stop, on_ready, read or (lambda: config), line)
     except BrokerError:
@@ -81,6 +82,9 @@ async def serve(
         log.exception("the broker ends on an error of its own")
         raise
     finally:
+        if alive is not None:
+            alive.cancel()
+            await asyncio.gather(alive, return_exceptions=True)
         log_files.close()
 
 

@@ -19,20 +19,23 @@ FIRST_DESCRIPTOR = 3
 
 
 class Notifier:
-    """Tells the service manager how this process is doing; without one it does nothing."""
+    """Tells the service manager how this process is doing; without one it does nothing.
+
+    `watchdog_seconds`: how long the service manager lets a process stand still; 0: it does not look.
+    """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
         # A leading @ stands for the NUL byte of Linux's abstract namespace.
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._watchdog_seconds = _watchdog_seconds(environ)
+        self.watchdog_seconds = _watchdog_seconds(environ)
         self._task: asyncio.Task[None] | None = None
 
     def ready(self) -> None:
         """Say that requests are answered, and begin to feed the watchdog from the loop, which a stuck loop does not do."""
         self._tell("READY=1")
-        if self._address and self._watchdog_seconds and self._task is None:
-            self._task = asyncio.create_task(self._feed(self._watchdog_seconds / 2), name="watchdog")
+        if self._address and self.watchdog_seconds and self._task is None:
+            self._task = asyncio.create_task(self._feed(self.watchdog_seconds / 2), name="watchdog")
 
     def reloading(self) -> None:
         """Say that the configuration is being read again; `ready` ends it."""

@@ -1,6 +1,6 @@
 """Several workers on one port, each a whole broker process and an instance of its own in the cluster. This is their parent: it
-holds the port's number, starts them, starts those anew that die, passes signals on, and ends when all have drained. It
-serves nothing itself and knows nothing of what they do.
+holds the port's number, starts them, starts those anew that die or stand still, passes signals on, and ends when all have
+drained. It serves nothing itself and knows nothing of what they do.
 """
 
 import asyncio
@@ -28,6 +28,8 @@ SHORT_LIFE_SECONDS = 10.0
 RESTART_SECONDS = (0.2, 10.0)
 # Beyond the time that a worker may take to drain, before it is killed.
 GRACE_SECONDS = 5.0
+# A worker whose loop does not turn for so long is killed, where no service manager's watchdog says another time.
+STUCK_SECONDS = 30.0
 
 
 def run(
@@ -51,6 +53,7 @@ class Workers:
         self._read = read or (lambda: config)
         self._stop = Stop()
         self._notifier = Notifier()
+        self._stuck_seconds = self._notifier.watchdog_seconds or STUCK_SECONDS
         self._lines: dict[int, ParentEnd] = {}
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._serving: set[int] = set()
@@ -176,11 +179,11 @@ class Workers:
             self._processes[number] = process
             if self._stop.requested:
                 line.say(DRAIN)
-            word = await line.hear()
+            word = await self._hear(line, process)
             if word == READY:
                 log.info("worker %d serves, process %d", number, process.pid)
                 self._serves(number)
-                word = await line.hear()
+                word = await self._hear(line, process)
             code = await self._ended(process)
             why = word or (f"signal {-code}" if code < 0 else f"exit code {code}")
         finally:
@@ -195,6 +198,14 @@ class Workers:
         self._serving.add(number)
         if len(self._serving) == self._config.server.workers:
             self._all_serving.set()
+
+    async def _hear(self, line: ParentEnd, process: asyncio.subprocess.Process) -> str:
+        """Return the worker's next word; kill one that stands still, since nobody is served by it and its port's share waits."""
+        try:
+            return await line.hear(self._stuck_seconds)
+        except TimeoutError:
+            process.kill()
+            return f"it stood still for {self._stuck_seconds:g} s and was killed"
 
     async def _ended(self, process: asyncio.subprocess.Process) -> int:
         """Return the exit code of a worker that hung up; one that does not end is killed."""

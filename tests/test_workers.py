@@ -20,7 +20,7 @@ import pytest
 import tomlkit
 
 from sse_broker.config import ApiConfig, Config, JwtConfig, RedisConfig, ServerConfig
-from sse_broker.control_line import from_tables, to_tables
+from sse_broker.control_line import ALIVE, READY, ParentEnd, from_tables, to_tables
 from tests.broker_process import ROOT, SECRET, BrokerProcess
 from tests.devices import Device
 from tests.event_client import Api, EventClient
@@ -127,6 +127,36 @@ async def test_a_worker_that_ends_is_replaced_and_nobody_misses_anything(
     # A keep-alive connection to the worker may break in the middle of a send; that send has no answer, and no verdict.
     assert decide(history) == []
     assert len(pids(broker)) == 3
+
+
+async def test_a_worker_that_stands_still_is_killed_and_replaced(
+    redis_server: RedisServer, run_broker: RunBroker
+) -> None:
+    """A process that lives and does nothing, which no end of a line tells of. What it was sent is not lost."""
+    broker = await run_broker(tables(2), redis=redis_server, env={"WATCHDOG_USEC": "4000000"})
+    await all_serve(broker, 2)
+    first = pids(broker)
+    devices = [Device(f"d{n}", f"u{n % 4}", [broker.base_url], broker.mint, draw=random.Random(n)) for n in range(16)]
+    recorder = Recorder(devices)
+    async with broker.api() as api, redis_server.client() as redis:
+        try:
+            await recorder.listen(redis)
+            for device in devices:
+                device.start()
+            await patiently(lambda: all(device.connected for device in devices))
+            with recorder.fault(after=5):
+                os.kill(min(first), signal.SIGSTOP)
+                await patiently(lambda: pids(broker) - first, what="a new worker")
+                await patiently(lambda: _instances(api, 2), what="two instances")
+            await recorder.settle(api, seconds=60)
+            history = recorder.history(presence_seconds=4)
+            history.online_at_end = await recorder.online(api)
+        finally:
+            await recorder.stop()
+    assert decide(history) == []
+    assert max(first) in pids(broker), "the other one was left alone"
+    assert {len(device.visits) for device in devices} >= {1, 2}
+    assert "ended: it stood still for 4 s and was killed; the next is started" in broker.stderr_text()
 
 
 async def test_while_one_worker_drains_every_connection_is_served(
@@ -323,6 +353,22 @@ async def _all_answer(broker: BrokerProcess) -> bool:
 
 def _open_files(pid: int) -> list[str]:
     return [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.exists()]
+
+
+async def test_a_parent_that_stood_still_itself_takes_no_worker_for_dead() -> None:
+    line, theirs = await ParentEnd.open(Config(), 1)
+    with theirs:
+        theirs.sendall(f"{ALIVE}\n".encode())
+        hearing = asyncio.create_task(line.hear(0.2))
+        deadline = asyncio.get_running_loop().time() + 0.1
+        await until(lambda: asyncio.get_running_loop().time() > deadline)
+        while asyncio.get_running_loop().time() < deadline + 0.3:
+            pass  # the loop of the parent stands still
+        theirs.sendall(f"{ALIVE}\n{READY}\n".encode())
+        assert await hearing == READY
+        with pytest.raises(TimeoutError):
+            await line.hear(0.1)
+        await line.close()
 
 
 def test_the_workers_argument_is_not_for_people() -> None:
