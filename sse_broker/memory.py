@@ -184,7 +184,9 @@ class MemoryBackend:
 
     def _online(self, target: Target) -> tuple[str, ...]:
         """Choose the ids of a target's online devices, each once."""
-        named = tuple(device_id for device_id in target.devices if device_id in self._presences)
+        if not target.devices and len(target.users) == 1:  # as most are
+            return tuple(self._user_devices.get(target.users[0], ()))
+        named = tuple([device_id for device_id in target.devices if device_id in self._presences])
         if not target.users:
             return named
         found: dict[str, None] = {}

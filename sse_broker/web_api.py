@@ -156,7 +156,9 @@ async def answer(api: Api, endpoint: Endpoint, head: Head, body: Body) -> Answer
         log.exception("%s failed", head.path)
         return failure(BrokerError("something went wrong here; the log says what"), started, headers, "")
     micro = (time.perf_counter_ns() - started) // 1000
-    return Answer(200, answers.HEADERS | headers, answers.body(1, "success", micro, result))
+    return Answer(
+        200, answers.HEADERS | headers if headers else answers.HEADERS, answers.body(1, "success", micro, result)
+    )
 
 
 def failure(error: BrokerError, started_ns: int, headers: dict[str, str], allow: str) -> Answer:

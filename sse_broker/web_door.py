@@ -19,7 +19,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from aiohttp.http import SERVER_SOFTWARE, HttpProcessingError, HttpRequestParser, HttpVersion11, RawRequestMessage
+from aiohttp.http import SERVER_SOFTWARE, HttpProcessingError, HttpRequestParser
 
 from sse_broker import answers
 from sse_broker.access_log import AccessLogger, masked
@@ -30,20 +30,13 @@ from sse_broker.turns import Turns
 from sse_broker.web import MAX_LINE_BYTES, application, runner
 from sse_broker.web_api import ENDPOINTS, Answer, Api, Head, answer, cors, failure
 from sse_broker.web_events import ALLOW, STREAM_HEADERS, joined_stream
-from sse_broker.web_params import FORM, JSON, body_values
+from sse_broker.web_heads import EVENTS, HEAD_END, KnownHeads, PlainHead, plain_head
+from sse_broker.web_params import body_values
 
 log = logging.getLogger(__name__)
 
-EVENTS = "/events"
 # A body up to this length may come in pieces; what is longer, or of another type, is read by aiohttp's handlers.
 MAX_BODY_BYTES = 64 * 1024
-KINDS = {
-    "application/json": JSON,
-    "application/json; charset=utf-8": JSON,
-    "application/json;charset=utf-8": JSON,
-    "application/json; charset=UTF-8": JSON,
-    FORM: FORM,
-}
 # A client may send this much ahead of the answer to its last request.
 MAX_BEHIND_BYTES = 64 * 1024
 # A connection without a request for this long is closed: as long as aiohttp's.
@@ -75,6 +68,7 @@ class HttpServer:
         self._access = AccessLogger.trusting(config.server.trusted_networks)(logging.getLogger("aiohttp.access"), "")
         self.runner = runner(application(api), config)
         self.max_body_bytes = min(MAX_BODY_BYTES, config.server.max_body_bytes)
+        self.heads = KnownHeads()
         self._head_second = 0
         self._head_end = b""
         self._sweeping: asyncio.TimerHandle | None = None
@@ -144,7 +138,7 @@ class Door(asyncio.Protocol):
     `fresh` until there was one.
     """
 
-    __slots__ = ("_behind", "_closing", "_head", "_loop", "_parser", "_partial", "_payload", "_server", "_transport", "_write_paused", "fresh", "since", "work")  # fmt: skip
+    __slots__ = ("_behind", "_closing", "_head", "_loop", "_parser", "_partial", "_payload", "_peer", "_server", "_transport", "_write_paused", "fresh", "since", "work")  # fmt: skip
 
     def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
@@ -157,7 +151,8 @@ class Door(asyncio.Protocol):
             max_field_size=MAX_LINE_BYTES,
         )
         self._transport: asyncio.Transport | None = None
-        self._head: RawRequestMessage | None = None
+        self._peer: object = None
+        self._head: PlainHead | None = None
         self._payload: Any = None
         self._partial: list[bytes] = []
         self._behind: list[bytes] = []
@@ -172,6 +167,7 @@ class Door(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection; its socket has its options from the one that listens."""
         self._transport = transport  # type: ignore[assignment]  # that of a connection is a Transport
+        self._peer = transport.get_extra_info("peername")
         self._server.doors.add(self)
 
     def connection_lost(self, error: BaseException | None) -> None:
@@ -202,23 +198,35 @@ class Door(asyncio.Protocol):
             if sum(map(len, self._behind)) > MAX_BEHIND_BYTES and self._transport is not None:
                 self._transport.pause_reading()
             return
-        parser = self._parser
-        if self._closing or parser is None:
+        if self._closing or self._parser is None:
             return
+        if self._head is None and (known := self._server.heads.find(data)) is not None:
+            self._begin(*known)
+        else:
+            self._parse(self._parser, data)
+
+    def _parse(self, parser: HttpRequestParser, data: bytes) -> None:
         try:
             messages, upgraded, _ = parser.feed_data(data)
         except HttpProcessingError:
             self._leave_to_aiohttp(data)
             return
         if messages and self._head is None:
-            self._head, self._payload = messages[0]
+            message, self._payload = messages[0]
+            self._head = plain_head(message, self._server.max_body_bytes)
             messages = messages[1:]
         head = self._head
-        if messages or upgraded or head is None or not self._is_plain(head):
+        if messages or upgraded or head is None:
             self._leave_to_aiohttp(data)
         elif self._payload.is_eof():
-            if self._is_alone(head, data):
-                self._begin(head, self._payload)
+            came = b"".join([*self._partial, data]) if self._partial else data
+            # The beginning of a next request would be in the parser alone, and lost to aiohttp if that one is not plain.
+            if came.find(HEAD_END) + len(HEAD_END) + head.length == len(came):
+                parser.message_consumed()
+                self._server.heads.add(came, head)
+                self._head = self._payload = None
+                self._partial.clear()
+                self._begin(head, came[len(came) - head.length :])
             else:
                 self._leave_to_aiohttp(data)
         else:
@@ -234,43 +242,17 @@ class Door(asyncio.Protocol):
 
     # --- requests ---
 
-    def _is_plain(self, head: RawRequestMessage) -> bool:
-        path = head.path.partition("?")[0]
-        if head.version != HttpVersion11 or head.upgrade or head.chunked or head.compression or "#" in head.path:
-            return False
-        headers = head.headers
-        length = headers.get("Content-Length")
-        if head.method == "GET":
-            return (path in ENDPOINTS or path == EVENTS) and length is None
-        if head.method != "POST" or path not in ENDPOINTS or "Expect" in headers or "Content-Encoding" in headers:
-            return False
-        if length is None or not int(length):
-            return True
-        return headers.get("Content-Type") in KINDS and int(length) <= self._server.max_body_bytes
-
-    def _is_alone(self, head: RawRequestMessage, data: bytes) -> bool:
-        """Tell whether all that came is this request. The beginning of a next one would be in the parser alone, and lost to
-        aiohttp if that one is not plain.
-        """
-        came = b"".join([*self._partial, data]) if self._partial else data
-        return came.find(b"\r\n\r\n") + 4 + int(head.headers.get("Content-Length", 0)) == len(came)
-
-    def _begin(self, message: RawRequestMessage, payload: Any) -> None:
+    def _begin(self, plain: PlainHead, body: bytes) -> None:
         """Carry out a request: at once if nothing has to be waited for, else in a task."""
         transport = self._transport
         assert transport is not None
-        assert self._parser is not None
-        self._head = self._payload = None
-        self._partial.clear()
-        self._parser.message_consumed()
         self.since = self._loop.time()
         self.fresh = False
-        path = message.path.partition("?")[0]
-        head = Head(message.method, message.path, path, message.headers, transport.get_extra_info("peername"))
-        if path == EVENTS:
-            work = self._open_stream(head, message.should_close)
+        head = Head(plain.method, plain.target, plain.path, plain.headers, self._peer)
+        if plain.path == EVENTS:
+            work = self._open_stream(head, plain.close)
         else:
-            work = self._answer(head, _Body(head, payload), message.should_close)
+            work = self._answer(head, _Body(plain, body), plain.close)
         try:
             # A set of keys may have to be fetched, with deadlines, which want a task around them.
             at_once = self._server.api.jwks is None
@@ -353,7 +335,7 @@ class Door(asyncio.Protocol):
         self, status: int, headers: dict[str, str], length: int | None = None, close: bool = False
     ) -> bytes:
         # The headers of every answer that no page of another site asked for are joined once.
-        lines = PLAIN_LINES if headers == answers.HEADERS else _lines(headers)
+        lines = PLAIN_LINES if headers is answers.HEADERS else _lines(headers)
         start = b"HTTP/1.1 %d %b\r\n%b" % (status, PHRASES[status], lines)
         if length is not None:
             start += b"Content-Length: %d\r\n" % length
@@ -400,19 +382,17 @@ class Door(asyncio.Protocol):
 class _Body:
     """A body that is there as a whole."""
 
-    __slots__ = ("_head", "_payload")
+    __slots__ = ("_body", "_head")
 
-    def __init__(self, head: Head, payload: Any) -> None:
+    def __init__(self, head: PlainHead, body: bytes) -> None:
         self._head = head
-        self._payload = payload
+        self._body = body
 
     async def values(self) -> dict[str, object]:
         """See `Body.values`."""
-        body = self._payload.read_nowait()
-        if not body:
+        if not self._body:
             return {}
-        content_type = self._head.headers["Content-Type"]
-        return body_values(body, KINDS[content_type], None, content_type)
+        return body_values(self._body, self._head.kind, None, self._head.kind)
 
 
 def _run_at_once(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None] | None":
