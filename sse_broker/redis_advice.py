@@ -9,7 +9,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from sse_broker.config import RedisConfig
-from sse_broker.redis_client import FAILURES, REFUSALS, RedisClient, call, disconnect
+from sse_broker.redis_client import RedisClient
+from sse_broker.redis_connection import FAILURES, REFUSALS, call, disconnect
 
 SECONDS = 5.0
 # Exact trimming by id, exclusive ranges and absolute expiry: all scripts need them.
@@ -33,8 +34,6 @@ async def redis_findings(config: RedisConfig) -> list[tuple[str, str]]:
         return [("wrong", f"Redis refuses the connection: {error}")]
     except FAILURES as error:
         return [("wrong", f"Redis is out of reach: {error or type(error).__name__}")]
-    finally:
-        await client.close()
     if isinstance(info, ResponseError):
         return [("ok", "Redis answers"), ("advice", f"Redis does not say how it is set up: {info}")]
     fields = _fields(info)

@@ -20,7 +20,8 @@ from sse_broker.envelope import EndEnvelope
 from sse_broker.errors import StartError, Unauthorized, Unavailable
 from sse_broker.presence import Device, Instance, Reason
 from sse_broker.redis_bus import Bus
-from sse_broker.redis_client import FAILURES, REFUSALS, RedisClient
+from sse_broker.redis_client import RedisClient
+from sse_broker.redis_connection import FAILURES, REFUSALS
 from sse_broker.redis_entries import DamagedEntry, device_json, device_of, page_of
 from sse_broker.redis_group import Group, target_arguments
 from sse_broker.redis_lane import CALL_SECONDS, Lane
@@ -73,7 +74,6 @@ class RedisBackend:
         self._cluster = Cluster(self, config.sse.heartbeat_interval)
         self._max_frames = config.sse.device_frame_cache_size
         self._expire_ms = int(config.sse.device_frame_cache_expire * 1000)
-        self._guard = int(config.redis.is_cluster)
         self._known_id = 0
         self._group: Group | None = None
         self._joining: set[str] = set()
@@ -120,7 +120,6 @@ class RedisBackend:
             self._lane.post(RETIRE, self._me.id)
             await self._lane.flush(CLOSE_SECONDS)
         await self._lane.close()
-        await self._client.close()
 
     @property
     def _me(self) -> Instance:
@@ -146,7 +145,7 @@ class RedisBackend:
         """Return the arguments of a group that is about to be sent: nothing can join it any more."""
         if self._group is group:
             self._group = None
-        start = [_nonce(), KEEP_MS, self._highest_id, self._max_frames, self._expire_ms, self._guard, group.count]
+        start = [_nonce(), KEEP_MS, self._highest_id, self._max_frames, self._expire_ms, group.count]
         return start + group.arguments
 
     def _published(self, group: Group, answer: "asyncio.Future[Any]") -> None:
@@ -222,6 +221,7 @@ class RedisBackend:
                 if page.more and not page.frames:
                     gap_id, page = page.gap_id, await self.replay(device, end_id)
                     page = replace(page, gap_id=max(gap_id, page.gap_id))
+                self._known_id = max(self._known_id, int(reply[1]))
                 return Joined(int(reply[1]), page)
             if reply[0] == b"revoked":
                 raise Unauthorized("the token was revoked when its device was kicked")
@@ -231,8 +231,9 @@ class RedisBackend:
     def leave(self, device: Device, reason: Reason, payload: str = "") -> None:
         """See `Backend.leave`."""
 
-        def left(known: int) -> None:
-            if not known:
+        def left(known: bytes | int) -> None:
+            self._known_id = max(self._known_id, int(known))
+            if not int(known):
                 self._forgotten.append(_Leave(device, reason, payload))
 
         if time.monotonic() < self._settles_at:
@@ -256,8 +257,12 @@ class RedisBackend:
 
     async def kick(self, target: Target, data: str) -> int:
         """See `Backend.kick`."""
-        count = await self._lane.call(KICK, _nonce(), KEEP_MS, _now(), self._expire_ms, data, *target_arguments(target))
-        return int(count)
+        answer = await self._lane.call(
+            KICK, _nonce(), KEEP_MS, _now(), self._expire_ms, data, *target_arguments(target)
+        )
+        number, count = map(int, answer.split())
+        self._known_id = max(self._known_id, number)
+        return count
 
     # --- what is known ---
 
@@ -348,7 +353,10 @@ class RedisBackend:
         # Devices that left while the cluster did not know them come back for a moment, so that their going is announced.
         # Now, as until here answers to leaves have come that say so.
         await self._rejoin([leave.device for leave in self._forgotten], announce=announce)
-        await self._lane.call(REGISTER, self._me.id, self._me.address)
+        if lost:
+            await self._forget_ghosts()
+        registered = await self._lane.call(REGISTER, self._me.id, self._me.address)
+        self._known_id = max(self._known_id, int(registered))
         if lost:
             self._settles_at = time.monotonic() + LOSS_BEATS * self._cluster.beat_seconds
         self._bus.resume()
@@ -363,13 +371,29 @@ class RedisBackend:
             here.update(leave.device.connection_id for leave in self._forgotten)
             batch = [device for device in waiting[:REJOIN_DEVICES] if device.connection_id in here]
             del waiting[:REJOIN_DEVICES]
-            arguments: list[Any] = [self._me.id, self._me.address, int(announce), _now()]
+            arguments: list[Any] = [self._me.id, self._me.address, int(announce), _now(), self._expire_ms]
             for device in batch:
                 arguments += [device.device_id, device.uid, device.connection_id, device_json(device)]
             gone = [text.decode() for text in await self._lane.call(REJOIN, *arguments)]
             for at in range(0, len(gone), 4):
                 device_id, connection_id, reason, payload = gone[at : at + 4]
                 self._receiver.receive(EndEnvelope(device_id, connection_id, Reason(reason), payload))
+
+    async def _forget_ghosts(self) -> None:
+        """Remove, without a word, the routes of devices that left here before data was lost: their going was announced.
+
+        A leave that Redis has not acknowledged is ahead of this in the lane, and announces.
+        """
+        for device in await self._ghosts():
+            self._lane.post(LEAVE, _now(), self._expire_ms, self._me.id, device.device_id, device.connection_id, "", "")
+
+    async def _ghosts(self) -> list[Device]:
+        """Return the devices that the cluster holds for this instance, and that are not here."""
+        assert self._receiver is not None
+        flat = await self._lane.call(HELD, self._me.id)
+        here = {device.connection_id for device in self._receiver.devices()}
+        here.update(leave.device.connection_id for leave in self._forgotten)
+        return [device for device in self._devices(flat[1::2]) if device.connection_id not in here]
 
     def _end_outdated(self) -> None:
         """End the streams of devices that have a newer one here: the word of it may be lost."""

@@ -15,7 +15,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from sse_broker.backend import Receiver
-from sse_broker.redis_client import FAILURES, RedisClient, call, disconnect
+from sse_broker.redis_client import RedisClient
+from sse_broker.redis_connection import FAILURES, call, disconnect
 from sse_broker.redis_entries import DamagedEntry, entry_id, envelope_of
 from sse_broker.redis_keys import inbox
 
@@ -40,6 +41,7 @@ class Bus:
         self._trimmed_id = 0
         # As Redis wrote it, since an entry that is none of ours must not be read again and again either.
         self._last_entry = b"0-0"
+        self._tried = False
         self._pause = RECONNECT_SECONDS[0]
         self._open = asyncio.Event()
         self._open.set()
@@ -68,38 +70,45 @@ class Bus:
 
     async def _run(self) -> None:
         while True:
+            trouble: Exception | None = None
             try:
                 await self._follow()
             except FAILURES as error:
                 log.debug("the bus is interrupted: %s", error)
+                trouble = error
             except Exception:
                 log.exception("the bus is interrupted")
-            await self._client.moved()
+            self._client.moved(trouble)
             await asyncio.sleep(self._pause * random.uniform(0.5, 1))
             self._pause = min(2 * self._pause, RECONNECT_SECONDS[1])
 
     async def _follow(self) -> None:
         """Connect, and read until the connection breaks. Raises: one of FAILURES."""
         connection = await self._client.connect()
-        self._pause = RECONNECT_SECONDS[0]
+        self._tried = False
         try:
             while True:
                 await self._open.wait()
                 await self._read(connection)
+                self._pause = RECONNECT_SECONDS[0]
         finally:
             await disconnect(connection)
 
     async def _read(self, connection: AbstractConnection) -> None:
         """Read a batch of entries, waiting for the first, and hand them on. What was read before is trimmed on the way."""
         commands: list[tuple[Any, ...]] = []
-        if self.last_id > self._trimmed_id:
+        # At the beginning of a connection too, where there may be nothing to trim: it is a write, which a replica refuses.
+        if self.last_id > self._trimmed_id or not self._tried:
+            self._tried = True
             commands.append(("XTRIM", self._key, "MINID", "~", self.last_id))
             self._trimmed_id = self.last_id
         block_ms = int(BLOCK_SECONDS * 1000)
         commands.append(("XREAD", "COUNT", BATCH_ENTRIES, "BLOCK", block_ms, "STREAMS", self._key, self._last_entry))
-        reply = (await call(connection, commands, BLOCK_SECONDS + GRACE_SECONDS))[-1]
-        if isinstance(reply, RedisError):
-            raise reply
+        replies = await call(connection, commands, BLOCK_SECONDS + GRACE_SECONDS)
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise reply
+        reply = replies[-1]
         if not reply:
             return
         entries = reply[0][1]

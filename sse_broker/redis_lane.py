@@ -26,9 +26,10 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from sse_broker.errors import Unavailable
-from sse_broker.redis_client import FAILURES, RedisClient, call, disconnect
+from sse_broker.redis_client import RedisClient
+from sse_broker.redis_connection import FAILURES, call, disconnect
 from sse_broker.redis_keys import shard_key
-from sse_broker.redis_scripts import ALL, Script
+from sse_broker.redis_scripts import ALL, PROBE, Script
 
 log = logging.getLogger(__name__)
 
@@ -144,9 +145,9 @@ class Lane:
             try:
                 if self._connection is None:
                     await self._connect()
-                    pause = RECONNECT_SECONDS[0]
                 await self._wanted.wait()
                 await self._round(self._connection)
+                pause = RECONNECT_SECONDS[0]
             except FAILURES as error:
                 await self._lost(error)
                 await asyncio.sleep(pause)
@@ -187,6 +188,10 @@ class Lane:
         connection = await self._client.connect()
         try:
             await _load_scripts(connection, ALL)
+            # A replica, or a server whose slot is just moving, lets us in and then refuses everything.
+            (reply,) = await call(connection, [_command(_Call(PROBE, tuple, None))], REPLY_SECONDS)
+            if isinstance(reply, RedisError):
+                raise reply
         except BaseException:
             await disconnect(connection)
             raise
@@ -204,8 +209,7 @@ class Lane:
         if self._connection is not None:
             await disconnect(self._connection)
             self._connection = None
-        if _means_elsewhere(error):
-            await self._client.moved()
+        self._client.moved(error)
         self._drop_given_up()
 
     def _overdue(self, one: _Call) -> None:
@@ -242,7 +246,18 @@ def _means_elsewhere(reply: object) -> bool:
     if isinstance(reply, MovedError | ReadOnlyError | ClusterDownError | MasterDownError | RedisConnectionError):
         return True
     # Within a script a key that is being moved to another server, and errors wrapped by the script engine.
-    words = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "TRYAGAIN", "ASK ", "non local key", "UNBLOCKED")
+    words = (
+        "READONLY",
+        "NOREPLICAS",
+        "MISCONF",
+        "MASTERDOWN",
+        "CLUSTERDOWN",
+        "MOVED",
+        "TRYAGAIN",
+        "ASK ",
+        "non local key",
+        "UNBLOCKED",
+    )
     return isinstance(reply, ResponseError) and any(word in str(reply) for word in words)
 
 

@@ -1,9 +1,11 @@
 """The scripts that run in Redis: every change of logs, routes and inboxes is one of them, so each is atomic and all are in
 one order. `redis_backend` calls them; `redis_keys` says what the keys hold.
 
-Rules: KEYS[1] is the shard's id key, and gives the prefix of all others. A script looks up before it writes, so that in a
-Redis Cluster a key that is just being moved to another server fails it while nothing is changed. Repeating a call is
-harmless: by its connection id, or by a nonce under which the first answer is kept for some seconds.
+Rules: KEYS[1] is the shard's id key, and gives the prefix of all others. Each script begins with a look at a key that never
+exists: in a Redis Cluster whose slot is just moving to another server, that fails on the old one and the call itself fails on
+the new one, while nothing is changed. So no script runs against half of the keys. Repeating a call is harmless: by its
+connection id, or by a nonce under which the first answer is kept for some seconds. Each change takes an id and answers with
+it, or with a later one: so a caller can tell that a server has lost something that was acknowledged.
 """
 
 import hashlib
@@ -28,6 +30,8 @@ local ROUTES, USERS, NODES, OUTSIDE = P..'routes', P..'users', P..'nodes', P..'o
 local INBOX_MAX = 100000
 local OVER_MS = 10000
 local DAY_US = 86400000000
+
+redis.call('EXISTS', P..'none')
 
 local function text(id) return string.format('%.0f', id) end
 
@@ -91,6 +95,7 @@ local function remove(did, route, when, reason, payload, expire_ms, keep_user)
   redis.call('SET', P..'owner:'..did, uid, 'PX', expire_ms)
   local left = redis.call('HINCRBY', USERS, uid, -1)
   if left <= 0 then redis.call('HDEL', USERS, uid) end
+  if reason == '' then return end
   announce('sse_topic_device_offline', did, route.device, when, reason, payload)
   if left <= 0 and not keep_user then
     announce('sse_topic_user_offline', did, route.device, when, reason, payload)
@@ -183,7 +188,7 @@ def _script(name: str, body: str) -> Script:
     return Script(name, _PRELUDE + body)
 
 
-# ARGV: nonce, keep_ms, highest id known, max frames, expire_ms, guard, count; for each: event, data, users, devices.
+# ARGV: nonce, keep_ms, highest id known, max frames, expire_ms, count; for each: event, data, users, devices.
 # Returns "id count" for each, joined by spaces.
 PUBLISH = _script(
     "publish",
@@ -191,7 +196,7 @@ PUBLISH = _script(
 local done_key = P..'done:'..ARGV[1]
 local done = redis.call('GET', done_key)
 if done then return done end
-local floor, max_frames, expire_ms, guard = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6] == '1'
+local floor, max_frames, expire_ms = ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local nodes
 local members = {}
 -- Only a member has a whole inbox; another, just cleared or coming back, reads what it missed from the logs.
@@ -200,8 +205,8 @@ local function is_member(node)
   return members[node]
 end
 local plans = {}
-local at = 8
-for i = 1, tonumber(ARGV[7]) do
+local at = 7
+for i = 1, tonumber(ARGV[6]) do
   local plan = {event = ARGV[at], data = ARGV[at + 1], logs = {}, owners = {}, nodes = {}}
   local users, devices
   users, at = take(at + 2)
@@ -232,10 +237,6 @@ for i = 1, tonumber(ARGV[7]) do
         list[#list + 1] = did
       end
     end
-  end
-  if guard then
-    for _, key in ipairs(plan.logs) do redis.call('EXISTS', key) end
-    for node in pairs(plan.nodes) do redis.call('EXISTS', P..'inbox:'..node) end
   end
   plans[i] = plan
 end
@@ -283,7 +284,6 @@ if redis.call('HEXISTS', NODES, node) == 0 then return {'unregistered'} end
 local former, done_key = route_of(did), P..'done:'..connection
 if (not former or former.connection ~= connection) and redis.call('EXISTS', done_key) == 0 then
   local same_user = former and former.device.uid == uid
-  redis.call('EXISTS', P..'user:'..uid)
   if former then
     remove(did, former, when, 'extrude_offline', address, expire_ms, same_user)
     bury(former.connection)
@@ -296,6 +296,7 @@ if (not former or former.connection ~= connection) and redis.call('EXISTS', done
     announce('sse_topic_user_online', did, device, when, 'device_online', instance_address)
   end
   redis.call('SET', done_key, '1', 'PX', ARGV[13])
+  next_id(0)
 end
 local id = current_id()
 if ARGV[11] == '' then return {'joined', text(id), 0, {}} end
@@ -314,8 +315,9 @@ return {text(id), gap, pages}
 """,
 )
 
-# ARGV: local time, expire_ms, instance, device id, connection, reason, payload. Returns 0 when the cluster has forgotten the
-# instance, and so what the device was: its going can not be announced before others have put their presence right.
+# ARGV: local time, expire_ms, instance, device id, connection, reason, payload. Returns an id, or 0 when the cluster has
+# forgotten the instance, and so what the device was: its going can not be announced before others have put their presence
+# right. A reason that is empty: its going was announced already, by a server that has forgotten it.
 LEAVE = _script(
     "leave",
     """
@@ -327,17 +329,17 @@ elseif redis.call('HEXISTS', NODES, node) == 0 and redis.call('EXISTS', P..'clea
   return 0
 end
 bury(connection)
-return 1
+return text(next_id(0))
 """,
 )
 
-# ARGV: nonce, keep_ms, local time, expire_ms, data, users, devices. Returns how many devices.
+# ARGV: nonce, keep_ms, local time, expire_ms, data, users, devices. Returns "id count": how many devices.
 KICK = _script(
     "kick",
     """
 local done_key = P..'done:'..ARGV[1]
 local done = redis.call('GET', done_key)
-if done then return tonumber(done) end
+if done then return done end
 local routes, users, devices, at = {}, nil, nil, nil
 users, at = take(6)
 devices = take(at)
@@ -357,8 +359,9 @@ for _, did in ipairs(online(users, devices, routes)) do
     redis.call('HDEL', ROUTES, did)
   end
 end
-redis.call('SET', done_key, kicked, 'PX', ARGV[2])
-return kicked
+local answer = text(next_id(0))..' '..kicked
+redis.call('SET', done_key, answer, 'PX', ARGV[2])
+return answer
 """,
 )
 
@@ -419,29 +422,39 @@ return {removed, left}
 """,
 )
 
-# ARGV: instance, its address, announce, local time, then device id, uid, connection, JSON for each. For devices whose routes
-# were lost. Returns those that may not come back: device id, connection, reason, payload for each.
+# ARGV: instance, its address, announce, local time, expire_ms, then device id, uid, connection, JSON for each. For devices
+# whose routes were lost. Returns those that may not come back, because they were kicked or have a newer stream elsewhere:
+# device id, connection, reason, payload for each. An older stream elsewhere was extruded, which a server has forgotten.
 REJOIN = _script(
     "rejoin",
     """
 local node, gone = ARGV[1], {}
 -- Should the instance die before it is a member again, others find here what it holds.
 if redis.call('HEXISTS', NODES, node) == 0 then redis.call('HSET', OUTSIDE, node, ARGV[2]) end
-for at = 5, #ARGV, 4 do
+local aloud = ARGV[3] == '1'
+for at = 6, #ARGV, 4 do
   local did, uid, connection, json = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local device, former = cjson.decode(json), route_of(did)
+  local moved = former and former.connection ~= connection
   local function refuse(reason, payload)
     for _, value in ipairs({did, connection, reason, payload}) do gone[#gone + 1] = value end
   end
   if redis.call('EXISTS', P..'revoked:'..device.token_digest) == 1 then
     refuse('kick_offline', '')
-  elseif former and former.connection ~= connection then
+  elseif moved and (tonumber(former.device.login_time) or 0) >= device.login_time then
     refuse('extrude_offline', tostring(former.device.device_address))
-  elseif not former and redis.call('GET', P..'done:'..connection) ~= 'over' then
+  elseif (moved or not former) and redis.call('GET', P..'done:'..connection) ~= 'over' then
+    local same_user = moved and former.device.uid == uid
+    if moved then
+      local reason = aloud and 'extrude_offline' or ''
+      remove(did, former, ARGV[4], reason, device.device_address, ARGV[5], same_user)
+      bury(former.connection)
+      post_end(did, former, 'extrude_offline', device.device_address)
+    end
     local first = add(did, node..' '..connection..' '..json, uid, node)
-    if ARGV[3] == '1' then
+    if aloud then
       announce('sse_topic_device_online', did, device, ARGV[4], 'connected', device.instance_address)
-      if first then
+      if first and not same_user then
         announce('sse_topic_user_online', did, device, ARGV[4], 'device_online', device.instance_address)
       end
     end
@@ -451,14 +464,14 @@ return gone
 """,
 )
 
-# ARGV: instance, its address. Makes it a member, now that its routes are there.
+# ARGV: instance, its address. Makes it a member, now that its routes are there. Returns an id.
 REGISTER = _script(
     "register",
     """
 redis.call('HSET', NODES, ARGV[1], ARGV[2])
 redis.call('HDEL', OUTSIDE, ARGV[1])
 redis.call('DEL', P..'cleared:'..ARGV[1])
-return 1
+return text(next_id(0))
 """,
 )
 
@@ -524,4 +537,7 @@ return {redis.call('HLEN', USERS), redis.call('HLEN', ROUTES), instances}
 """,
 )
 
-ALL = (PUBLISH, JOIN, REPLAY, LEAVE, KICK, BEAT, CLEAR, REJOIN, REGISTER, RETIRE, HELD, ROUTES, OVERVIEW)
+# Succeeds on a master that takes writes and has all keys of the slot, and changes nothing.
+PROBE = _script("probe", "return redis.call('DEL', P..'none')")
+
+ALL = (PUBLISH, JOIN, REPLAY, LEAVE, KICK, BEAT, CLEAR, REJOIN, REGISTER, RETIRE, HELD, ROUTES, OVERVIEW, PROBE)

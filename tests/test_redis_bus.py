@@ -74,7 +74,6 @@ async def bus(proxy: CuttingProxy) -> AsyncIterator[Bus]:
     bus = Bus(client, "instance", Receiver())
     yield bus
     await bus.close()
-    await client.close()
 
 
 def receiver_of(bus: Bus) -> Receiver:

@@ -10,7 +10,8 @@ import pytest
 
 from sse_broker.config import RedisConfig
 from sse_broker.errors import Unavailable
-from sse_broker.redis_client import FAILURES, RedisClient
+from sse_broker.redis_client import RedisClient
+from sse_broker.redis_connection import FAILURES
 from sse_broker.redis_keys import shard_key
 from sse_broker.redis_lane import BATCH_CALLS, CALL_SECONDS, PATIENCE_SECONDS, Lane
 from sse_broker.redis_scripts import ALL, OVERVIEW, Script
@@ -50,7 +51,6 @@ async def lane(proxy: CuttingProxy) -> AsyncIterator[Line]:
     await lane.start()
     yield lane
     await lane.close()
-    await client.close()
 
 
 async def carried_out(redis_server: RedisServer) -> list[str]:
@@ -298,7 +298,6 @@ async def test_closing_fails_what_waits(proxy: CuttingProxy) -> None:
     await lane.close()
     with pytest.raises(Unavailable, match="closing"):
         await call
-    await client.close()
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "redis lane"]
 
 
@@ -309,7 +308,6 @@ async def test_a_call_after_the_end_fails_at_once(proxy: CuttingProxy) -> None:
     await lane.close()
     with pytest.raises(Unavailable, match="closing"):
         await asyncio.wait_for(lane.call(APPEND, "a"), 2)
-    await client.close()
 
 
 async def test_a_start_without_redis_fails(proxy: CuttingProxy) -> None:
@@ -317,7 +315,6 @@ async def test_a_start_without_redis_fails(proxy: CuttingProxy) -> None:
     client = RedisClient(RedisConfig(addrs=(proxy.addr,)))
     with pytest.raises(FAILURES):
         await Lane(client).start()
-    await client.close()
 
 
 def test_every_script_is_given_the_shard_by_one_key() -> None:

@@ -40,7 +40,6 @@ async def touches(proxy: CuttingProxy) -> AsyncIterator[Touches]:
     touches.start()
     yield touches
     await touches.close()
-    await client.close()
 
 
 def key_of(device: Device) -> str:
