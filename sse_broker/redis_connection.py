@@ -45,19 +45,22 @@ REFUSALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 async def dial(config: RedisConfig, address: Address, *, sentinel: bool = False) -> AbstractConnection:
     """Return a new connection to a server; the caller disconnects it. Raises: one of FAILURES.
 
-    `sentinel`: it is one, which may or may not want the same user and password as the servers.
+    `sentinel`: it is one, which may or may not want the same user and password as the servers: they are offered, and it is
+    no failure when it wants none.
     """
     kind = SSLConnection if config.tls else Connection
+    # What redis-py says after connecting is refused by a Sentinel that wants a password, and it wants to know none by itself.
+    options: dict[str, Any] = {"redis_connect_func": _say_nothing}
+    if not sentinel:
+        options = {"db": config.db, "username": config.username or None, "password": config.password or None}
     connection = kind(
         host=address[0],
         port=address[1],
-        db=0 if sentinel else config.db,
-        username=None if sentinel else config.username or None,
-        password=None if sentinel else config.password or None,
         protocol=2,
         socket_timeout=None,
         socket_connect_timeout=CONNECT_SECONDS,
         retry=Retry(NoBackoff(), 0),
+        **options,
     )
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
@@ -70,6 +73,10 @@ async def dial(config: RedisConfig, address: Address, *, sentinel: bool = False)
         await disconnect(connection)
         raise
     return connection
+
+
+def _say_nothing(connection: AbstractConnection) -> None:
+    connection._parser.on_connect(connection)
 
 
 async def disconnect(connection: AbstractConnection) -> None:

@@ -29,8 +29,12 @@ class Spread:
         """Close every connection."""
         idle, self._idle = self._idle, defaultdict(list)
         for connections in idle.values():
-            for connection in connections:
-                await disconnect(connection)
+            await self._drop(connections)
+
+    @staticmethod
+    async def _drop(connections: Sequence[AbstractConnection]) -> None:
+        for connection in connections:
+            await disconnect(connection)
 
     async def run(self, keys: Sequence[str], commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Carry out one command for each key. Raises: one of FAILURES when nobody knows where the keys are."""
@@ -51,6 +55,8 @@ class Spread:
                 replies = await call(connection, commands, self._seconds)
         except FAILURES as error:
             self._client.moved(error)
+            # The others to a server that has gone are of no more use; and should it never be asked again, nobody would see.
+            await self._drop(self._idle.pop(address, []))
             return [error] * len(commands)
         for reply in replies:
             if isinstance(reply, RedisError):
@@ -63,8 +69,7 @@ class Spread:
         async with asyncio.timeout(self._seconds):
             await turns.acquire()
         try:
-            idle = self._idle[address]
-            connection = idle.pop() if idle else await self._client.connect_to(address)
+            connection = await self._idle_one(address) or await self._client.connect_to(address)
             try:
                 yield connection
             except BaseException:
@@ -73,3 +78,13 @@ class Spread:
             self._idle[address].append(connection)
         finally:
             turns.release()
+
+    async def _idle_one(self, address: Address) -> AbstractConnection | None:
+        """Return a connection that is open still: a server may close those that were not used for long."""
+        idle = self._idle[address]
+        while idle:
+            connection = idle.pop()
+            if connection._reader is not None and not connection._reader.at_eof():
+                return connection
+            await disconnect(connection)
+        return None

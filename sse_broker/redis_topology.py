@@ -2,10 +2,12 @@
 Cluster. It asks servers about each other, and knows nothing of what the broker keeps in them.
 
 Whoever lags or is cut off from the others knows an old answer, so several are asked at once. Of Sentinels the newest answer of
-a majority counts (their config epoch says which that is); of a Cluster's nodes, the answer on which most agree.
+a majority counts (their config epoch says which that is); of a Cluster's nodes, the answer on which most agree. Where no
+majority answers in time, those that did have to do: a master that works must not be given up because Sentinels died.
 """
 
 import asyncio
+import random
 import time
 from binascii import crc_hqx
 from bisect import bisect_right
@@ -142,7 +144,7 @@ class Slots:
         self._known.forget()
 
     async def _ask_all(self) -> "View":
-        asked = tuple(dict.fromkeys((*self._nodes, *self._config.addresses)))[:MAX_ASKED]
+        asked = self._some_nodes()
         views: Counter[View] = Counter()
         owners: Counter[Address] = Counter()
         failures: list[BaseException] = []
@@ -162,6 +164,11 @@ class Slots:
         self._nodes = view.nodes or self._nodes
         return view
 
+    def _some_nodes(self) -> list[Address]:
+        """Return whom to ask: of a large Cluster each time others, so that no few dead ones are asked for ever."""
+        nodes = list(dict.fromkeys((*self._nodes, *self._config.addresses)))
+        return random.sample(nodes, min(len(nodes), MAX_ASKED))
+
     async def _ask(self, address: Address) -> "View":
         connection = await dial(self._config, address)
         try:
@@ -178,7 +185,7 @@ class Slots:
 class View:
     """What one node of a Cluster says about the slots."""
 
-    __slots__ = ("_masters", "_ranges", "_starts", "nodes")
+    __slots__ = ("_ranges", "_starts", "nodes")
 
     def __init__(self, reply: Sequence[Any], asked: Address) -> None:
         self._ranges = tuple(sorted((int(row[0]), int(row[1]), _node(row[2], asked)) for row in reply))

@@ -74,10 +74,18 @@ async def settled(question: Callable[[], Awaitable[Any]], what: str, *, seconds:
 
 
 class SentinelSet(ServerSet):
-    """A master, a replica and three Sentinels; a failover takes two to four seconds."""
+    """A master, a replica and three Sentinels; a failover takes two to four seconds.
+
+    `guarded`: the Sentinels want the same user and password as the servers.
+    """
 
     def __init__(
-        self, *, access: Access | None = None, program: str = "redis-server", down_after_ms: int = 1000
+        self,
+        *,
+        access: Access | None = None,
+        program: str = "redis-server",
+        down_after_ms: int = 1000,
+        guarded: bool = False,
     ) -> None:
         super().__init__(access)
         first = RedisServer(access=self.access, program=program)
@@ -85,8 +93,8 @@ class SentinelSet(ServerSet):
         self.data = [first, second]
         ids = [secrets.token_hex(20) for _ in range(3)]
         self.sentinels = [
-            RedisServer(program=program, arguments=["--sentinel"], access=Access(tls=self.access.tls),
-                        certificates=first.folder) for _ in ids
+            RedisServer(program=program, arguments=["--sentinel"], certificates=first.folder,
+                        access=self.access if guarded else Access(tls=self.access.tls)) for _ in ids
         ]  # fmt: skip
         for number, sentinel in enumerate(self.sentinels):
             # They would need some seconds to find each other and the replica; so they are born knowing.
@@ -103,8 +111,20 @@ class SentinelSet(ServerSet):
                 *([f"sentinel auth-user {MASTER_NAME} {self.access.username}"] if self.access.username else []),
                 f"sentinel known-replica {MASTER_NAME} 127.0.0.1 {second.port}",
                 *known,
+                *(self._guard() if guarded else []),
             ])  # fmt: skip
         self.servers = [*self.data, *self.sentinels]
+
+    def _guard(self) -> list[str]:
+        user, password = self.access.username, self.access.password
+        if not user:
+            return [f"requirepass {password}", f"sentinel sentinel-pass {password}"]
+        return [
+            f"user {user} on >{password} ~* &* +@all",
+            "user default off",
+            f"sentinel sentinel-user {user}",
+            f"sentinel sentinel-pass {password}",
+        ]
 
     @property
     def addrs(self) -> list[str]:

@@ -61,12 +61,41 @@ async def test_one_address_is_a_standalone_redis(
         assert set(info) == {"db3"}
 
 
+SETS: dict[str, tuple[Access, bool]] = {
+    "password": (Access(password="sesame-4"), False),
+    "password, Sentinels too": (Access(password="sesame-5"), True),
+    "user, Sentinels too, TLS": (Access(username="broker", password="sesame-6", tls=True), True),
+}
+ACCESSES: dict[str, Access] = {
+    "password": Access(password="sesame-7"),
+    "user, TLS": Access(username="broker", password="sesame-8", tls=True),
+}
+
+
 async def test_with_a_master_name_the_addresses_are_sentinels(sentinel_set: SentinelSet) -> None:
     await try_it(sentinel_set)
 
 
+@pytest.mark.parametrize("kind", SETS)
+async def test_sentinels_and_their_servers_may_want_a_password(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the servers is offered to Sentinels; those that want none do not mind."""
+    access, guarded = SETS[kind]
+    async with SentinelSet(access=access, guarded=guarded) as servers:
+        if access.tls:
+            monkeypatch.setenv("SSL_CERT_FILE", str(servers.ca_file))
+        await try_it(servers)
+
+
 async def test_several_addresses_are_a_redis_cluster(redis_cluster: RedisCluster) -> None:
     await try_it(redis_cluster)
+
+
+@pytest.mark.parametrize("kind", ACCESSES)
+async def test_a_redis_cluster_may_want_a_password(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with RedisCluster(access=ACCESSES[kind]) as servers:
+        if servers.access.tls:
+            monkeypatch.setenv("SSL_CERT_FILE", str(servers.ca_file))
+        await try_it(servers)
 
 
 async def test_a_wrong_password_stops_the_start() -> None:
