@@ -107,6 +107,7 @@ class RedisBackend:
             raise StartError(f"Redis is out of reach: {str(error) or 'no answer'}") from None
         self._bus.start()
         self._touches.start()
+        self._client.start()
         self._started = True
 
     async def close(self) -> None:
@@ -120,6 +121,7 @@ class RedisBackend:
             self._lane.post(RETIRE, self._me.id)
             await self._lane.flush(CLOSE_SECONDS)
         await self._lane.close()
+        await self._client.close()
 
     @property
     def _me(self) -> Instance:

@@ -3,26 +3,57 @@ over a connection.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from redis.asyncio.connection import AbstractConnection
 
 from sse_broker.config import RedisConfig
-from sse_broker.redis_connection import CONNECT_SECONDS, Address, dial
+from sse_broker.redis_connection import CONNECT_SECONDS, Address, cut, dial
 from sse_broker.redis_topology import Topology, topology_of
+from sse_broker.redis_watch import Watch
+
+log = logging.getLogger(__name__)
 
 
 class RedisClient:
-    """Gives connections to the shard's present master, and says which server has any other key."""
+    """Gives connections to the shard's present master, and says which server has any other key. From `start` to `close` it
+    breaks those connections should another server become the master; without, they have to find out.
+    """
 
     def __init__(self, config: RedisConfig) -> None:
         self._config = config
         self._topology: Topology = topology_of(config)
+        self._watch = Watch(config, self._look)
+        self._given: list[tuple[Address, AbstractConnection]] = []
+
+    def start(self) -> None:
+        """Begin to watch for another master."""
+        self._watch.start()
+
+    async def close(self) -> None:
+        """End the watch."""
+        await self._watch.close()
 
     async def connect(self) -> AbstractConnection:
         """Return a new connection to the master that has the shard; the caller disconnects it. Raises: one of FAILURES."""
         async with asyncio.timeout(2 * CONNECT_SECONDS):
-            return await dial(self._config, await self._topology.master())
+            address = await self._topology.master()
+            connection = await dial(self._config, address)
+        self._given = [(where, one) for where, one in self._given if one.is_connected]
+        self._given.append((address, connection))
+        return connection
+
+    async def _look(self) -> None:
+        """Break the connections to a server that is the master no longer."""
+        self._topology.moved(None)
+        master = await self._topology.master()
+        former = [one for where, one in self._given if where != master and one.is_connected]
+        if former:
+            log.warning("the Sentinels have made another server the master; it is used from now on")
+        self._given = [(where, one) for where, one in self._given if where == master]
+        for connection in former:
+            cut(connection)
 
     async def connect_to(self, address: Address) -> AbstractConnection:
         """Return a new connection to a server; the caller disconnects it. Raises: one of FAILURES."""
@@ -43,5 +74,5 @@ class RedisClient:
         return await self._topology.owners(keys)
 
     def moved(self, error: BaseException | None = None) -> None:
-        """Look anew where everything is: a server has answered that it is not the one, or none has."""
+        """Look anew where everything is: a server has answered that it is not the one, or has not answered."""
         self._topology.moved(error)

@@ -13,7 +13,7 @@ from binascii import crc_hqx
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -30,6 +30,8 @@ SLOTS = 16_384
 # How many servers of a Cluster are asked at most, and for how long an answer serves all who connect.
 MAX_ASKED = 12
 FRESH_SECONDS = 0.2
+# How long the last Sentinels are waited for once a majority has answered.
+LAST_SECONDS = 0.1
 
 
 class Topology(Protocol):
@@ -42,7 +44,9 @@ class Topology(Protocol):
         """Return the address of the master of each key. Raises: one of FAILURES."""
 
     def moved(self, error: BaseException | None) -> None:
-        """Forget what is known: a server has answered that it is not the one, or has not answered."""
+        """Forget what is known: a server has answered that it is not the one, or has not answered (`error`), or others say that
+        it is not the one (None).
+        """
 
 
 def topology_of(config: RedisConfig) -> Topology:
@@ -88,17 +92,20 @@ class Sentinels:
 
     def moved(self, error: BaseException | None) -> None:
         """See `Topology.moved`."""
-        self._known.forget()
+        self._known.forget(surely=error is None)
 
     async def _ask_all(self) -> Address:
         addresses = self._config.addresses
         answers: list[tuple[int, Address]] = []
         failures: list[BaseException] = []
-        async with aclosing(_each(addresses, self._ask)) as replies:
-            async for _, reply in replies:
-                (failures if isinstance(reply, BaseException) else answers).append(reply)  # type: ignore[arg-type]
-                if len(answers) > len(addresses) // 2:
-                    break
+        loop = asyncio.get_running_loop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as patience, aclosing(_each(addresses, self._ask)) as replies:
+                async for reply in replies:
+                    (failures if isinstance(reply, BaseException) else answers).append(reply)  # type: ignore[arg-type]
+                    if len(answers) == len(addresses) // 2 + 1:
+                        # Just after a failover the one that led it may be the only one that knows.
+                        patience.reschedule(loop.time() + LAST_SECONDS)
         if not answers:
             raise _out_of_reach(f"no Sentinel knows a master called {self._config.sentinel}", addresses, failures)
         return max(answers)[1]
@@ -149,7 +156,7 @@ class Slots:
         owners: Counter[Address] = Counter()
         failures: list[BaseException] = []
         async with aclosing(_each(asked, self._ask)) as replies:
-            async for _, reply in replies:
+            async for reply in replies:
                 if isinstance(reply, BaseException):
                     failures.append(reply)
                     continue
@@ -232,23 +239,23 @@ class _Shared:
                 self._at = time.monotonic()
             return self._answer
 
-    def forget(self) -> None:
-        """Ask anew at the next wish, unless the answer is so fresh that it is what was asked for."""
-        if time.monotonic() - self._at > FRESH_SECONDS:
+    def forget(self, *, surely: bool = False) -> None:
+        """Ask anew at the next wish, unless the answer is so fresh that it is what was asked for, or `surely`."""
+        if surely or time.monotonic() - self._at > FRESH_SECONDS:
             self._answer = None
 
 
 async def _each(
     addresses: Sequence[Address], ask: Callable[[Address], Awaitable[T]]
-) -> AsyncGenerator[tuple[Address, T | BaseException], None]:
+) -> AsyncGenerator[T | BaseException, None]:
     """Ask all at once, and yield answers and failures as they come; none is waited for longer than a connect may take."""
 
-    async def one(address: Address) -> tuple[Address, T | BaseException]:
+    async def one(address: Address) -> T | BaseException:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                return address, await ask(address)
+                return await ask(address)
         except (*FAILURES, LookupError, ValueError, TypeError) as error:
-            return address, error
+            return error
 
     tasks = [asyncio.create_task(one(address), name="topology") for address in addresses]
     try:

@@ -21,6 +21,7 @@ from tests.event_client import Api
 from tests.history import Fault, Heard, History, decide
 from tests.recorder import Recorder
 from tests.redis_servers import RedisServer
+from tests.redis_sets import RedisCluster, SentinelSet
 from tests.traffic import Traffic, at_rest, make_devices, settle
 from tests.waiting import until
 
@@ -37,25 +38,56 @@ TABLES: Mapping[str, Mapping[str, Any]] = {
     "server": {"drain_seconds": DRAIN_SECONDS, "max_body_bytes": MAX_BUFFER_BYTES},
 }
 START_SECONDS = 60
+# The tag of the broker's keys.
+TAG = "{sse}"
 
 
 class Stage:
-    """Brokers on a Redis that keeps its data; for a module, as they take long to start. Not tied to an event loop."""
+    """Brokers on a Redis that keeps its data; for a module, as they take long to start. Not tied to an event loop.
 
-    def __init__(self, brokers: int) -> None:
-        self.redis = RedisServer(persist=True)
+    `redis`: other servers, which run already and are not ended here.
+    """
+
+    def __init__(self, brokers: int, redis: SentinelSet | RedisCluster | None = None) -> None:
+        self.own = RedisServer(persist=True) if redis is None else None
+        self.redis: Any = redis or self.own
         self.brokers = [BrokerProcess(TABLES, redis=self.redis) for _ in range(brokers)]
 
     async def start(self) -> None:
         """Start everything."""
-        await self.redis.start()
+        if self.own:
+            await self.own.start()
+        else:
+            await self.redis.heal()
+            await self.redis.flush()
         await asyncio.gather(*(broker.start(seconds=START_SECONDS) for broker in self.brokers))
+
+    async def master(self) -> RedisServer:
+        """Return the server that has the broker's keys."""
+        if isinstance(self.redis, SentinelSet):
+            return await self.redis.master()
+        if isinstance(self.redis, RedisCluster):
+            return await self.redis.owner(await self.redis.slot_of(TAG))
+        return self.redis
+
+    async def listening(self) -> RedisServer:
+        """Return a server where presence is heard that is not the master, if there is such a one: that may die."""
+        master = await self.master()
+        if isinstance(self.redis, SentinelSet):
+            return next(server for server in self.redis.data if server is not master)
+        if isinstance(self.redis, RedisCluster):
+            replica = await self.redis.replica(master)
+            return next(server for server in self.redis.servers if server not in (master, replica))
+        return master
 
     async def heal(self) -> None:
         """Bring back what a test has broken, and wait until nobody is online any more."""
-        self.redis.thaw()
-        if not self.redis.running:
-            await self.redis.start()
+        if self.own:
+            self.own.thaw()
+            if not self.own.running:
+                await self.own.start()
+        else:
+            await self.redis.heal()
         for broker in self.brokers:
             broker.thaw()
         await asyncio.gather(*(broker.start(seconds=START_SECONDS) for broker in self.brokers if not broker.running))
@@ -77,7 +109,8 @@ class Stage:
         try:
             await asyncio.gather(*(broker.stop() for broker in self.brokers))
         finally:
-            await self.redis.stop()
+            if self.own:
+                await self.own.stop()
 
 
 class Scene:
@@ -121,7 +154,8 @@ class Scene:
 
     async def _start(self) -> None:
         self._logs = [len(broker.stderr_text()) for broker in self.brokers]
-        await self.recorder.listen(await self._stack.enter_async_context(self.redis.client()))
+        listening = await self.stage.listening()
+        await self.recorder.listen(await self._stack.enter_async_context(listening.client()))
         for device in self.recorder.devices:
             device.start()
         await until(lambda: all(device.connected for device in self.recorder.devices), seconds=20)

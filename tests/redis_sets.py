@@ -334,8 +334,40 @@ class RedisCluster(ServerSet):
         await settled(well, "a cluster that is well again")
         return new
 
-    async def migrate_slot(self, slot: int, *, to: RedisServer | None = None, batch: int = 10) -> RedisServer:
-        """Move a slot with its keys to another master while clients go on (live resharding); return the new owner."""
+    async def replica(self, master: RedisServer) -> RedisServer:
+        """Return the running replica of a master."""
+
+        async def find() -> RedisServer | None:
+            for server in self.servers:
+                if server.running and server is not master:
+                    role = await server.ask("ROLE")
+                    if role[0] == "slave" and role[2] == master.port and role[3] == "connected":
+                        return server
+            return None
+
+        found: RedisServer = await settled(find, f"a replica of {master.addr}")
+        return found
+
+    async def hand_over(self, slot: int) -> RedisServer:
+        """Have the replica of a slot's master take its place in good order (CLUSTER FAILOVER); return the replica."""
+        master = await self.owner(slot)
+        replica = await self.replica(master)
+        await replica.ask("CLUSTER", "FAILOVER")
+        assert await self.owner(slot, other_than=master) is replica
+        return replica
+
+    async def migrate_slot(
+        self,
+        slot: int,
+        *,
+        to: RedisServer | None = None,
+        batch: int = 10,
+        halfway: Callable[[], Awaitable[None]] | None = None,
+    ) -> RedisServer:
+        """Move a slot with its keys to another master while clients go on (live resharding); return the new owner.
+
+        `halfway` is awaited when the first keys have moved and others not.
+        """
         source = await self.owner(slot)
         others = [await self.owner(at) for at in (0, SLOTS // 2, SLOTS - 1)]
         target = to or next(server for server in others if server is not source)
@@ -346,6 +378,10 @@ class RedisCluster(ServerSet):
         way_in = ["AUTH2", user, password] if user else ["AUTH", password] if password else []
         while keys := await source.ask("CLUSTER", "GETKEYSINSLOT", slot, batch):
             await source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, *way_in, "KEYS", *keys)
+            if halfway is not None:
+                assert await source.ask("CLUSTER", "COUNTKEYSINSLOT", slot), "all keys moved at once"
+                await halfway()
+                halfway = None
         for server in (target, source):
             await server.ask("CLUSTER", "SETSLOT", slot, "NODE", target_id)
         assert await self.owner(slot) is target

@@ -37,7 +37,7 @@ LAYERS = (
     ("api_keys", "tokens"),
     ("backend", "registry", "config", "cluster"),
     ("access", "answers", "web_jwks", "delivery", "heartbeats", "memory", "redis_connection", "redis_entries", "logs"),
-    ("redis_topology",),
+    ("redis_topology", "redis_watch"),
     ("redis_client",),
     ("redis_spread",),
     (
