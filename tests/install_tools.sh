@@ -4,7 +4,8 @@ set -eu
 missing=""
 for pair in redis-server:redis-server chromium:chromium ip:iproute2 openssl:openssl \
     wine:wine wine:wine64 rpmbuild:rpm rpmlint:rpmlint \
-    systemd-analyze:systemd systemd-nspawn:systemd-container logrotate:logrotate mandoc:mandoc nginx:nginx; do
+    systemd-analyze:systemd systemd-nspawn:systemd-container logrotate:logrotate mandoc:mandoc nginx:nginx \
+    haproxy:haproxy caddy:caddy; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 [ -n "$missing" ] || exit 0
