@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 
 from sse_broker.config import RedisConfig
 from sse_broker.redis_client import RedisClient
-from sse_broker.redis_connection import FAILURES, REFUSALS, call, disconnect
+from sse_broker.redis_connection import FAILURES, REFUSALS
 
 SECONDS = 5.0
 # Exact trimming by id, exclusive ranges and absolute expiry: all scripts need them.
@@ -25,11 +25,11 @@ async def redis_findings(config: RedisConfig) -> list[tuple[str, str]]:
         connection = await client.connect()
         try:
             started = time.monotonic()
-            await call(connection, [("PING",)], SECONDS)
+            await connection.call([("PING",)], SECONDS)
             seconds = time.monotonic() - started
-            info = (await call(connection, [("INFO", "everything")], SECONDS))[0]
+            info = (await connection.call([("INFO", "everything")], SECONDS))[0]
         finally:
-            await disconnect(connection)
+            connection.drop()
     except REFUSALS as error:
         return [("wrong", f"Redis refuses the connection: {error}")]
     except FAILURES as error:

@@ -11,12 +11,11 @@ import logging
 import random
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from sse_broker.backend import Receiver
 from sse_broker.redis_client import RedisClient
-from sse_broker.redis_connection import FAILURES, call, disconnect
+from sse_broker.redis_connection import FAILURES, RedisConnection
 from sse_broker.redis_entries import DamagedEntry, entry_id, envelope_of
 from sse_broker.redis_keys import inbox
 
@@ -92,9 +91,9 @@ class Bus:
                 await self._read(connection)
                 self._pause = RECONNECT_SECONDS[0]
         finally:
-            await disconnect(connection)
+            connection.drop()
 
-    async def _read(self, connection: AbstractConnection) -> None:
+    async def _read(self, connection: RedisConnection) -> None:
         """Read a batch of entries, waiting for the first, and hand them on. What was read before is trimmed on the way."""
         commands: list[tuple[Any, ...]] = []
         # At the beginning of a connection too, where there may be nothing to trim: it is a write, which a replica refuses.
@@ -104,7 +103,7 @@ class Bus:
             self._trimmed_id = self.last_id
         block_ms = int(BLOCK_SECONDS * 1000)
         commands.append(("XREAD", "COUNT", BATCH_ENTRIES, "BLOCK", block_ms, "STREAMS", self._key, self._last_entry))
-        replies = await call(connection, commands, BLOCK_SECONDS + GRACE_SECONDS)
+        replies = await connection.call(commands, BLOCK_SECONDS + GRACE_SECONDS)
         for reply in replies:
             if isinstance(reply, RedisError):
                 raise reply
@@ -122,8 +121,8 @@ class Bus:
             self._hand_on(entry)
         await self._receiver.room()
 
-    async def _fell_behind(self, connection: AbstractConnection) -> bool:
-        length = (await call(connection, [("XLEN", self._key)], GRACE_SECONDS))[0]
+    async def _fell_behind(self, connection: RedisConnection) -> bool:
+        length = (await connection.call([("XLEN", self._key)], GRACE_SECONDS))[0]
         return isinstance(length, int) and length >= INBOX_MAX
 
     def _hand_on(self, entry: Any) -> None:

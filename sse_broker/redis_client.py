@@ -6,10 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from redis.asyncio.connection import AbstractConnection
-
 from sse_broker.config import RedisConfig
-from sse_broker.redis_connection import CONNECT_SECONDS, Address, cut, dial
+from sse_broker.redis_connection import CONNECT_SECONDS, Address, RedisConnection
 from sse_broker.redis_topology import Topology, topology_of
 from sse_broker.redis_watch import Watch
 
@@ -25,7 +23,7 @@ class RedisClient:
         self._config = config
         self._topology: Topology = topology_of(config)
         self._watch = Watch(config, self._look)
-        self._given: list[tuple[Address, AbstractConnection]] = []
+        self._given: list[tuple[Address, RedisConnection]] = []
 
     def start(self) -> None:
         """Begin to watch for another master."""
@@ -35,12 +33,12 @@ class RedisClient:
         """End the watch."""
         await self._watch.close()
 
-    async def connect(self) -> AbstractConnection:
-        """Return a new connection to the master that has the shard; the caller disconnects it. Raises: one of FAILURES."""
+    async def connect(self) -> RedisConnection:
+        """Return a new connection to the master that has the shard; the caller drops it. Raises: one of FAILURES."""
         async with asyncio.timeout(2 * CONNECT_SECONDS):
             address = await self._topology.master()
-            connection = await dial(self._config, address)
-        self._given = [(where, one) for where, one in self._given if one.is_connected]
+            connection = await RedisConnection.dial(self._config, address)
+        self._given = [(where, one) for where, one in self._given if one.is_open]
         self._given.append((address, connection))
         return connection
 
@@ -48,16 +46,16 @@ class RedisClient:
         """Break the connections to a server that is the master no longer."""
         self._topology.moved(None)
         master = await self._topology.master()
-        former = [one for where, one in self._given if where != master and one.is_connected]
+        former = [one for where, one in self._given if where != master and one.is_open]
         if former:
             log.warning("the Sentinels have made another server the master; it is used from now on")
         self._given = [(where, one) for where, one in self._given if where == master]
         for connection in former:
-            cut(connection)
+            connection.drop()
 
-    async def connect_to(self, address: Address) -> AbstractConnection:
-        """Return a new connection to a server; the caller disconnects it. Raises: one of FAILURES."""
-        return await dial(self._config, address)
+    async def connect_to(self, address: Address) -> RedisConnection:
+        """Return a new connection to a server; the caller drops it. Raises: one of FAILURES."""
+        return await RedisConnection.dial(self._config, address)
 
     @property
     def is_cluster(self) -> bool:

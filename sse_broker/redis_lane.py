@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
@@ -27,7 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from sse_broker.errors import Unavailable
 from sse_broker.redis_client import RedisClient
-from sse_broker.redis_connection import FAILURES, call, disconnect
+from sse_broker.redis_connection import FAILURES, RedisConnection
 from sse_broker.redis_keys import shard_key
 from sse_broker.redis_scripts import ALL, PROBE, Script
 
@@ -64,7 +63,7 @@ class Lane:
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._connection: AbstractConnection | None = None
+        self._connection: RedisConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
         self._answered_at = 0.0
@@ -93,7 +92,7 @@ class Lane:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._connection is not None:
-            await disconnect(self._connection)
+            self._connection.drop()
         for one in self._waiting:
             _fail(one, CLOSING)
 
@@ -159,14 +158,14 @@ class Lane:
                     _fail(one, "something went wrong between broker and Redis")
                 self._waiting.clear()
 
-    async def _round(self, connection: AbstractConnection | None) -> None:
+    async def _round(self, connection: RedisConnection | None) -> None:
         """Carry out what waits, as one batch."""
         assert connection is not None
         self._drop_given_up()
         batch = [self._waiting[at] for at in range(min(len(self._waiting), BATCH_CALLS))]
         if batch:
             sent_at = time.monotonic()
-            replies = await call(connection, [_command(one) for one in batch], REPLY_SECONDS)
+            replies = await connection.call([_command(one) for one in batch], REPLY_SECONDS)
             self._answered_at = time.monotonic()
             self.round_trips += 1
             self.round_trip_seconds += time.monotonic() - sent_at
@@ -189,11 +188,11 @@ class Lane:
         try:
             await _load_scripts(connection, ALL)
             # A replica, or a server whose slot is just moving, lets us in and then refuses everything.
-            (reply,) = await call(connection, [_command(_Call(PROBE, tuple, None))], REPLY_SECONDS)
+            (reply,) = await connection.call([_command(_Call(PROBE, tuple, None))], REPLY_SECONDS)
             if isinstance(reply, RedisError):
                 raise reply
         except BaseException:
-            await disconnect(connection)
+            connection.drop()
             raise
         self._connection = connection
         if self._away_since is not None:
@@ -207,7 +206,7 @@ class Lane:
             self._away_since = time.monotonic()
             log.warning("Redis is out of reach: %s", str(error) or type(error).__name__)
         if self._connection is not None:
-            await disconnect(self._connection)
+            self._connection.drop()
             self._connection = None
         self._client.moved(error)
         self._drop_given_up()
@@ -235,8 +234,8 @@ def _command(one: _Call) -> tuple[Any, ...]:
     return ("EVALSHA", one.script.sha, 1, shard_key("id"), *one.sent)
 
 
-async def _load_scripts(connection: AbstractConnection, scripts: Iterable[Script]) -> None:
-    for reply in await call(connection, [("SCRIPT", "LOAD", script.text) for script in scripts], REPLY_SECONDS):
+async def _load_scripts(connection: RedisConnection, scripts: Iterable[Script]) -> None:
+    for reply in await connection.call([("SCRIPT", "LOAD", script.text) for script in scripts], REPLY_SECONDS):
         if isinstance(reply, RedisError):
             raise reply
 

@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from sse_broker.redis_client import RedisClient
-from sse_broker.redis_connection import FAILURES, Address, call, disconnect
+from sse_broker.redis_connection import FAILURES, Address, RedisConnection
 
 
 class Spread:
@@ -22,19 +21,19 @@ class Spread:
         self._client = client
         self._seconds = seconds
         self._connections = connections
-        self._idle: dict[Address, list[AbstractConnection]] = defaultdict(list)
+        self._idle: dict[Address, list[RedisConnection]] = defaultdict(list)
         self._turns: dict[Address, asyncio.Semaphore] = {}
 
     async def close(self) -> None:
         """Close every connection."""
         idle, self._idle = self._idle, defaultdict(list)
         for connections in idle.values():
-            await self._drop(connections)
+            self._drop(connections)
 
     @staticmethod
-    async def _drop(connections: Sequence[AbstractConnection]) -> None:
+    def _drop(connections: Sequence[RedisConnection]) -> None:
         for connection in connections:
-            await disconnect(connection)
+            connection.drop()
 
     async def run(self, keys: Sequence[str], commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Carry out one command for each key. Raises: one of FAILURES when nobody knows where the keys are."""
@@ -52,11 +51,11 @@ class Spread:
     async def _part(self, address: Address, commands: Sequence[Sequence[Any]]) -> list[Any]:
         try:
             async with self._connection(address) as connection:
-                replies = await call(connection, commands, self._seconds)
+                replies = await connection.call(commands, self._seconds)
         except FAILURES as error:
             self._client.moved(error)
             # The others to a server that has gone are of no more use; and should it never be asked again, nobody would see.
-            await self._drop(self._idle.pop(address, []))
+            self._drop(self._idle.pop(address, []))
             return [error] * len(commands)
         for reply in replies:
             if isinstance(reply, RedisError):
@@ -64,27 +63,27 @@ class Spread:
         return replies
 
     @asynccontextmanager
-    async def _connection(self, address: Address) -> AsyncIterator[AbstractConnection]:
+    async def _connection(self, address: Address) -> AsyncIterator[RedisConnection]:
         turns = self._turns.setdefault(address, asyncio.Semaphore(self._connections))
         async with asyncio.timeout(self._seconds):
             await turns.acquire()
         try:
-            connection = await self._idle_one(address) or await self._client.connect_to(address)
+            connection = self._idle_one(address) or await self._client.connect_to(address)
             try:
                 yield connection
             except BaseException:
-                await disconnect(connection)
+                connection.drop()
                 raise
             self._idle[address].append(connection)
         finally:
             turns.release()
 
-    async def _idle_one(self, address: Address) -> AbstractConnection | None:
+    def _idle_one(self, address: Address) -> RedisConnection | None:
         """Return a connection that is open still: a server may close those that were not used for long."""
         idle = self._idle[address]
         while idle:
             connection = idle.pop()
-            if connection._reader is not None and not connection._reader.at_eof():
+            if connection.is_open:
                 return connection
-            await disconnect(connection)
+            connection.drop()
         return None

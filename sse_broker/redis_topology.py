@@ -21,7 +21,7 @@ from redis.exceptions import MovedError, RedisError
 
 from sse_broker.client_address import join_host_port
 from sse_broker.config import RedisConfig
-from sse_broker.redis_connection import CONNECT_SECONDS, FAILURES, REFUSALS, Address, call, dial, disconnect
+from sse_broker.redis_connection import CONNECT_SECONDS, FAILURES, REFUSALS, Address, RedisConnection
 from sse_broker.redis_keys import shard_key
 
 T = TypeVar("T")
@@ -112,11 +112,11 @@ class Sentinels:
 
     async def _ask(self, address: Address) -> tuple[int, Address]:
         """Return a Sentinel's answer, behind the epoch that it is of."""
-        connection = await dial(self._config, address, sentinel=True)
+        connection = await RedisConnection.dial(self._config, address, sentinel=True)
         try:
-            (reply,) = await call(connection, [("SENTINEL", "MASTER", self._config.sentinel)], CONNECT_SECONDS)
+            (reply,) = await connection.call([("SENTINEL", "MASTER", self._config.sentinel)], CONNECT_SECONDS)
         finally:
-            await disconnect(connection)
+            connection.drop()
         if isinstance(reply, RedisError):
             raise reply
         fields = dict(zip(reply[::2], reply[1::2], strict=False))
@@ -177,11 +177,11 @@ class Slots:
         return random.sample(nodes, min(len(nodes), MAX_ASKED))
 
     async def _ask(self, address: Address) -> "View":
-        connection = await dial(self._config, address)
+        connection = await RedisConnection.dial(self._config, address)
         try:
-            (reply,) = await call(connection, [("CLUSTER", "SLOTS")], CONNECT_SECONDS)
+            (reply,) = await connection.call([("CLUSTER", "SLOTS")], CONNECT_SECONDS)
         finally:
-            await disconnect(connection)
+            connection.drop()
         if isinstance(reply, RedisError):
             raise reply
         view = View(reply, address)

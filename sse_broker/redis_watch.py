@@ -10,10 +10,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection
-
 from sse_broker.config import RedisConfig
-from sse_broker.redis_connection import CONNECT_SECONDS, FAILURES, Address, call, dial, disconnect, send
+from sse_broker.redis_connection import CONNECT_SECONDS, FAILURES, Address, RedisConnection
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +53,9 @@ class Watch:
             await asyncio.sleep(random.uniform(*PAUSE_SECONDS))
 
     async def _listen(self, address: Address) -> None:
-        connection = await dial(self._config, address, sentinel=True)
+        connection = await RedisConnection.dial(self._config, address, sentinel=True)
         try:
-            (reply,) = await call(connection, [("SUBSCRIBE", CHANNEL)], CONNECT_SECONDS)
+            (reply,) = await connection.call([("SUBSCRIBE", CHANNEL)], CONNECT_SECONDS)
             if isinstance(reply, Exception):
                 raise reply
             await self._on_switch()
@@ -65,7 +63,7 @@ class Watch:
                 if self._is_switch(await _next(connection)):
                     await self._on_switch()
         finally:
-            await disconnect(connection)
+            connection.drop()
 
     def _is_switch(self, message: Any) -> bool:
         """Tell whether a message is about the broker's master: its name, then both addresses."""
@@ -74,12 +72,10 @@ class Watch:
         return bool(message[2].split(b" ", 1)[0] == self._config.sentinel.encode())
 
 
-async def _next(connection: AbstractConnection) -> Any:
+async def _next(connection: RedisConnection) -> Any:
     """Return the next message, or what a Sentinel that had nothing to say answers when it is asked. Raises: one of FAILURES."""
     try:
-        async with asyncio.timeout(SILENCE_SECONDS):
-            return await connection.read_response(disconnect_on_error=False)
+        return await connection.next(SILENCE_SECONDS)
     except TimeoutError:
-        send(connection, [("PING",)])
-    async with asyncio.timeout(SILENCE_SECONDS):
-        return await connection.read_response(disconnect_on_error=False)
+        connection.send([("PING",)])
+    return await connection.next(SILENCE_SECONDS)
