@@ -443,7 +443,10 @@ for at = 6, #ARGV, 4 do
     refuse('kick_offline', '')
   elseif moved and (tonumber(former.device.login_time) or 0) >= device.login_time then
     refuse('extrude_offline', tostring(former.device.device_address))
-  elseif (moved or not former) and redis.call('GET', P..'done:'..connection) ~= 'over' then
+  elseif (moved or not former) and redis.call('GET', P..'done:'..connection) == 'over' then
+    -- The word that it is over went with the inbox of an instance that was cleared; a member's is on its way.
+    if redis.call('HEXISTS', NODES, node) == 0 then refuse('extrude_offline', '') end
+  elseif moved or not former then
     local same_user = moved and former.device.uid == uid
     if moved then
       local reason = aloud and 'extrude_offline' or ''

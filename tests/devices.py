@@ -37,6 +37,12 @@ class Visit:
         return system[0].seen_at if system and system[0].event == "sys_connected" else inf
 
     @property
+    def heard_at(self) -> float:
+        """When anything was read last; when it was asked for, if nothing was."""
+        events, heartbeats = self.client.events[-1:], self.client.heartbeat_times[-1:]
+        return max([self.at, *heartbeats, *(event.seen_at for event in events)])
+
+    @property
     def cursor(self) -> int | None:
         """The last id that a client of this stream would come back with."""
         return self.client.last_id if self.client.frames else self.asked_id
@@ -72,6 +78,9 @@ class Device:
     `token(uid, name)`, plain or async, gives a fresh token for each request. When a stream ends, it waits a random time
     within `pause_seconds` and comes back with its last id, somewhere. `visits` hold everything it saw, `statuses` the
     answers that opened no stream (0: no connection).
+
+    May be set at any time: `silence_seconds`, after which a stream that shows not even a heartbeat is given up, as one
+    whose network broke; `longest_retry_seconds`, up to which it waits as the broker's last `retry:` says.
     """
 
     def __init__(
@@ -86,6 +95,7 @@ class Device:
         http: str = "1.1",
     ) -> None:
         self.name, self.uid, self.urls = name, uid, urls
+        self.silence_seconds, self.longest_retry_seconds = inf, 0.0
         self.visits: list[Visit] = []
         self.statuses: Counter[int] = Counter()
         self._token, self._pause_seconds, self._http = token, pause_seconds, http
@@ -205,7 +215,13 @@ class Device:
             await self._visit(url)
             while self.connected:
                 await self._stay()
-            await asyncio.sleep(self._draw.uniform(*self._pause_seconds))
+            await asyncio.sleep(max(self._draw.uniform(*self._pause_seconds), self._retry_seconds()))
+
+    def _retry_seconds(self) -> float:
+        """How long the present or last stream asks to wait, as far as this device cares."""
+        events = self._current.client.events if self._current else []
+        retry_ms = next((event.retry for event in reversed(events) if event.retry is not None), 0)
+        return min(retry_ms / 1000, self.longest_retry_seconds)
 
     async def _stay(self) -> None:
         """Return at the latest when the present stream is over; it may be replaced meanwhile."""
@@ -216,6 +232,16 @@ class Device:
         except AssertionError:
             if visit.client.closed == "violation":
                 raise
+            await self._give_up_silent()
+
+    async def _give_up_silent(self) -> None:
+        """Close streams that show nothing; also one that was moved away from, and does not hear that it is over."""
+        now = time.monotonic()
+        for visit in self.visits:
+            open_ = visit.opened_at < inf and not visit.client.closed and visit.vanished_at == inf
+            if open_ and now - visit.heard_at > self.silence_seconds:
+                visit.vanished_at = now
+                await visit.client.close()
 
     async def _visit(self, url: str) -> None:
         asked_id, uid = self.last_id, self.uid

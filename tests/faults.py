@@ -129,6 +129,8 @@ class Scene:
         self.prefix = f"{uuid.uuid4().hex[:6]}-"
         devices = make_devices(self.brokers, self.draw, steady + restless, 5, prefix=self.prefix)
         self.steady, self.restless = devices[:steady], devices[steady:]
+        for number, device in enumerate(self.steady):  # so that each broker has some
+            device.prefer(self.brokers[number % len(self.brokers)].base_url)
         self.recorder = Recorder(devices)
         self.traffic = Traffic(
             self.recorder,

@@ -64,7 +64,8 @@ class RedisServer:
     """One server process: start, stop, kill, freeze; the port stays the same over restarts.
 
     `persist` keeps the data over restarts (an append-only file, synced at every write). `lines` are further
-    configuration lines. `program` is redis-server or valkey-server.
+    configuration lines. `program` is redis-server or valkey-server. With another `host` than this machine, `before` is what
+    makes a command run there.
     """
 
     def __init__(
@@ -77,7 +78,10 @@ class RedisServer:
         partner_offset: int = 0,
         arguments: Sequence[str] = (),
         certificates: Path | None = None,
+        host: str = "127.0.0.1",
+        before: Sequence[str] = (),
     ) -> None:
+        self.host, self._before = host, list(before)
         self.port = free_port(partner_offset=partner_offset)
         self.access = access or Access()
         self.program = program
@@ -87,7 +91,7 @@ class RedisServer:
         self._certificates = certificates or self.folder
         self._process: ChildProcess | None = None
         sync = ["appendonly yes", "appendfsync always"] if persist else ["appendonly no"]
-        self._lines = ["bind 127.0.0.1", f"dir {self.folder}", "daemonize no", *self._port_lines()]
+        self._lines = [f"bind {host}", "protected-mode no", f"dir {self.folder}", "daemonize no", *self._port_lines()]
         if "--sentinel" not in self._arguments:
             self._lines += ['save ""', *sync, "repl-diskless-sync-delay 0", *self.access.server_lines()]
         self._lines += lines
@@ -127,8 +131,8 @@ class RedisServer:
 
     @property
     def addr(self) -> str:
-        """The address as `127.0.0.1:port`."""
-        return f"127.0.0.1:{self.port}"
+        """The address as `host:port`."""
+        return f"{self.host}:{self.port}"
 
     @property
     def addrs(self) -> list[str]:
@@ -160,7 +164,7 @@ class RedisServer:
         """Return a new client that decodes text and tries each command once; `async with server.client() as redis`."""
         settings: dict[str, Any] = {"decode_responses": True, "retry": Retry(NoBackoff(), 0)}
         settings |= {**self.access.client_options(self.ca_file), **options}
-        return Redis(host="127.0.0.1", port=self.port, **settings)
+        return Redis(host=self.host, port=self.port, **settings)
 
     async def ask(self, *command: str | int) -> Any:
         """Run one command on a connection of its own and return the answer."""
@@ -179,7 +183,7 @@ class RedisServer:
         config = self.folder / "redis.conf"
         if not config.exists():  # Sentinels rewrite theirs
             config.write_text("\n".join(self._lines) + "\n")
-        command = [self.program, str(config), *self._arguments]
+        command = [*self._before, self.program, str(config), *self._arguments]
         self._process = ChildProcess(command, self.folder / "output.txt")
 
     async def ready(self) -> None:
