@@ -73,7 +73,7 @@ class Touches:
 
     def renew(self, presences: Sequence[Presence]) -> None:
         """Have these written soon."""
-        if len(self._waiting) < MAX_WAITING:
+        if presences and len(self._waiting) < MAX_WAITING:
             self._waiting.update({presence.device.connection_id: presence for presence in presences})
             self._wanted.set()
 

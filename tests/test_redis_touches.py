@@ -69,6 +69,16 @@ async def test_renewals_are_written_with_a_ttl_of_a_little_over_three_heartbeats
     assert 3 * HEARTBEAT * 1000 < left <= 4 * HEARTBEAT * 1000
 
 
+async def test_nobody_to_renew_is_no_trouble(touches: Touches, caplog: pytest.LogCaptureFixture) -> None:
+    """As at a turn of the heartbeats in which the last stream has gone."""
+    touches.renew([])
+    await until(lambda: not touches._wanted.is_set(), what="a task that waits")
+    presence = Presence(make_device(), Touch(1.0, 1))
+    touches.renew([presence])
+    await written(touches, [presence])
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_many_renewals_go_in_batches(touches: Touches, proxy: CuttingProxy) -> None:
     pieces: list[int] = []
     proxy.watch = lambda data: pieces.append(data.count(b"EVAL"))
