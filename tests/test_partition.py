@@ -48,7 +48,7 @@ class SplitStage(Stage):
     async def start(self) -> None:
         """See Stage; on the host of the test."""
         there = self.network.inside("redis")
-        self.redis = RedisServer(persist=True, host=self.network.address(BACK, 2), before=there)
+        self.own = self.redis = RedisServer(persist=True, host=self.network.address(BACK, 2), before=there)
         for number, name in enumerate(NODES, 11):
             server = {**TABLES["server"], "host": self.network.address(FRONT, number), "port": 8080}
             tables = {**TABLES, "server": server, "api": {"allow_anonymous": True}}
