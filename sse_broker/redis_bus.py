@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 BATCH_ENTRIES = 256
 # The scripts cap an inbox at this many entries (INBOX_MAX there): one that is as long may have lost its oldest.
 INBOX_MAX = 100_000
+# Redis trims by whole nodes of so many: asking more often changes nothing.
+TRIM_ENTRIES = 100
 BLOCK_SECONDS = 2.0
 # Without an answer for this long beyond the block, Redis is frozen or the network is half dead.
 GRACE_SECONDS = 2.0
@@ -37,7 +39,7 @@ class Bus:
         self._client = client
         self._key = inbox(instance_id)
         self._receiver = receiver
-        self._trimmed_id = 0
+        self._untrimmed = 0
         # As Redis wrote it, since an entry that is none of ours must not be read again and again either.
         self._last_entry = b"0-0"
         self._tried = False
@@ -97,10 +99,10 @@ class Bus:
         """Read a batch of entries, waiting for the first, and hand them on. What was read before is trimmed on the way."""
         commands: list[tuple[Any, ...]] = []
         # At the beginning of a connection too, where there may be nothing to trim: it is a write, which a replica refuses.
-        if self.last_id > self._trimmed_id or not self._tried:
+        if self._untrimmed >= TRIM_ENTRIES or not self._tried:
             self._tried = True
             commands.append(("XTRIM", self._key, "MINID", "~", self.last_id))
-            self._trimmed_id = self.last_id
+            self._untrimmed = 0
         block_ms = int(BLOCK_SECONDS * 1000)
         commands.append(("XREAD", "COUNT", BATCH_ENTRIES, "BLOCK", block_ms, "STREAMS", self._key, self._last_entry))
         replies = await connection.call(commands, BLOCK_SECONDS + GRACE_SECONDS)
@@ -111,6 +113,7 @@ class Bus:
         if not reply:
             return
         entries = reply[0][1]
+        self._untrimmed += len(entries)
         behind = len(entries) >= BATCH_ENTRIES and await self._fell_behind(connection)
         if not self._open.is_set():
             return
