@@ -106,6 +106,7 @@ class Device:
         self._cursor: int | None = None
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     # What it is told
 
@@ -113,15 +114,18 @@ class Device:
         """Begin to connect."""
         self._wanted.set()
         self._task = asyncio.create_task(self._live(), name=f"device {self.name}")
+        self._watch = asyncio.create_task(self._give_up_silent(), name=f"silence of device {self.name}")
 
     async def stop(self) -> None:
         """Close everything for good."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = [task for task in (self._task, self._watch) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(visit.client.close() for visit in self.visits))
-        if self._task and not self._task.cancelled():
-            self._task.result()
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
 
     async def drop(self, *, abrupt: bool = False, stay_away: bool = False) -> None:
         """Close the stream from this end; come back by itself unless it is to stay away until `come_back`."""
@@ -232,16 +236,17 @@ class Device:
         except AssertionError:
             if visit.client.closed == "violation":
                 raise
-            await self._give_up_silent()
 
     async def _give_up_silent(self) -> None:
         """Close streams that show nothing; also one that was moved away from, and does not hear that it is over."""
-        now = time.monotonic()
-        for visit in self.visits:
-            open_ = visit.opened_at < inf and not visit.client.closed and visit.vanished_at == inf
-            if open_ and now - visit.heard_at > self.silence_seconds:
-                visit.vanished_at = now
-                await visit.client.close()
+        while True:
+            await asyncio.sleep(0.1)
+            now = time.monotonic()
+            for visit in self.visits:
+                open_ = visit.opened_at < inf and not visit.client.closed and visit.vanished_at == inf
+                if open_ and now - visit.heard_at > self.silence_seconds:
+                    visit.vanished_at = now
+                    await visit.client.close()
 
     async def _visit(self, url: str) -> None:
         asked_id, uid = self.last_id, self.uid

@@ -202,7 +202,18 @@ class Scene:
     def _check(history: History) -> None:
         findings = decide(history)
         kinds = Counter(finding.kind for finding in findings)
-        assert not findings, f"{dict(kinds)}\n" + "\n".join(map(str, findings[:20]))
+        firsts = {(finding.kind, finding.device): finding for finding in reversed(findings)}
+        hit = {finding.device for finding in findings}
+        # Times from the first connection on.
+        start = min((session.connecting_at for session in history.sessions), default=0.0)
+        streams = [
+            f"{one.device} {one.uid} at {one.node}: {one.connecting_at - start:.2f} to {one.ended_at - start:.2f} s, "
+            f"{one.end}, asked with {one.asked_id}, {len(one.frames)} frames"
+            for one in history.sessions
+            if one.device in hit
+        ]
+        faults = [f"fault {fault.start - start:.2f} to {fault.end - start:.2f} s" for fault in history.faults]
+        assert not findings, "\n".join([str(dict(kinds)), *map(str, firsts.values()), *streams, *faults])
 
     def warnings(self) -> str:
         """Return what the brokers' logs say of trouble since the beginning."""
