@@ -76,6 +76,7 @@ class Cluster:
         self._rejoin = False
         self._announce = False
         self._now = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -96,6 +97,13 @@ class Cluster:
         self._judges_from = time.monotonic() + GRACE_HEARTBEATS * self._heartbeat_seconds
         self._now.set()
 
+    async def round(self) -> None:
+        """Return once a heartbeat has succeeded that begins from now on, and what it found was put right."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        self._now.set()
+        await done
+
     async def _run(self) -> None:
         while True:
             # Not by `wait_for`, which in Python 3.11 may swallow a cancellation: then closing would never end.
@@ -103,8 +111,13 @@ class Cluster:
                 async with asyncio.timeout(self.beat_seconds):
                     await self._now.wait()
             self._now.clear()
+            waiting = len(self._waiting)
             try:
                 await self._once()
+                for done in self._waiting[:waiting]:
+                    if not done.done():
+                        done.set_result(None)
+                del self._waiting[:waiting]
             except Unavailable:
                 self._judges_from = time.monotonic() + GRACE_HEARTBEATS * self._heartbeat_seconds
             except Exception:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 # How long an answer is kept for a repeated call: longer than any call is repeated.
 KEEP_MS = int(4 * CALL_SECONDS * 1000)
 CLEAR_DEVICES = 200
+KEPT_CLEARINGS = 20
 REJOIN_DEVICES = 200
 CLOSE_SECONDS = 3.0
 REGISTER_SECONDS = 0.1
@@ -69,7 +71,7 @@ class RedisBackend:
 
     def __init__(self, config: Config) -> None:
         self._client = RedisClient(config.redis)
-        self._lane = Lane(self._client, self._connected)
+        self._lane = Lane(self._client, self._connected, self._probe)
         self._touches = Touches(self._client, config.sse.heartbeat_interval)
         self._cluster = Cluster(self, config.sse.heartbeat_interval)
         self._max_frames = config.sse.device_frame_cache_size
@@ -83,6 +85,8 @@ class RedisBackend:
         # is kept here, so that moves and users are announced right.
         self._settles_at = 0.0
         self._forgotten: list[_Leave] = []
+        # Instances that this one has cleared and announced: should a server forget it, that is done again without a word.
+        self._cleared: deque[str] = deque(maxlen=KEPT_CLEARINGS)
         self._instance: Instance | None = None
         self._receiver: Receiver | None = None
         self._bus: Bus | None = None
@@ -95,7 +99,7 @@ class RedisBackend:
         """See `Backend.start`."""
         self._instance = instance
         self._receiver = receiver
-        self._bus = Bus(self._client, instance.id, receiver)
+        self._bus = Bus(self._client, instance.id, receiver, self._cluster.round)
         try:
             await self._lane.start()
             await self._cluster.start()
@@ -131,6 +135,10 @@ class RedisBackend:
     def _connected(self) -> None:
         self._cluster.hurry()
 
+    def _probe(self) -> tuple[str, int]:
+        """Return what a server is told on a new connection: an acknowledged id that it lacks proves that it lost something."""
+        return self._me.id, self._known_id
+
     # --- frames ---
 
     async def publish(self, messages: Sequence[Message]) -> list[Sent]:
@@ -147,7 +155,8 @@ class RedisBackend:
         """Return the arguments of a group that is about to be sent: nothing can join it any more."""
         if self._group is group:
             self._group = None
-        start = [_nonce(), KEEP_MS, self._highest_id, self._max_frames, self._expire_ms, group.count]
+        start = [_nonce(), KEEP_MS, self._highest_id, self._max_frames, self._expire_ms]
+        start += [self._me.id, group.count]
         return start + group.arguments
 
     def _published(self, group: Group, answer: "asyncio.Future[Any]") -> None:
@@ -260,7 +269,7 @@ class RedisBackend:
     async def kick(self, target: Target, data: str) -> int:
         """See `Backend.kick`."""
         answer = await self._lane.call(
-            KICK, _nonce(), KEEP_MS, _now(), self._expire_ms, data, *target_arguments(target)
+            KICK, _nonce(), KEEP_MS, self._me.id, _now(), self._expire_ms, data, *target_arguments(target)
         )
         number, count = map(int, answer.split())
         self._known_id = max(self._known_id, number)
@@ -331,10 +340,18 @@ class RedisBackend:
 
     async def clear(self, instance_id: str) -> int:
         """See `Membership.clear`."""
+        return await self._clear(instance_id, Reason.INSTANCE_CLEAR)
+
+    async def _clear(self, instance_id: str, reason: str) -> int:
         cleared, left = 0, 1
         while left:
-            removed, left = await self._lane.call(CLEAR, instance_id, CLEAR_DEVICES, _now(), self._expire_ms)
+            removed, left, number = await self._lane.call(
+                CLEAR, instance_id, CLEAR_DEVICES, _now(), self._expire_ms, self._me.id, reason
+            )
             cleared += removed
+            self._known_id = max(self._known_id, int(number))
+        if instance_id not in self._cleared:
+            self._cleared.append(instance_id)
         return cleared
 
     async def rejoin(self, *, announce: bool) -> None:
@@ -356,6 +373,8 @@ class RedisBackend:
         # Now, as until here answers to leaves have come that say so.
         await self._rejoin([leave.device for leave in self._forgotten], announce=announce)
         if lost:
+            for instance_id in tuple(self._cleared):
+                await self._clear(instance_id, "")
             await self._forget_ghosts()
         registered = await self._lane.call(REGISTER, self._me.id, self._me.address)
         self._known_id = max(self._known_id, int(registered))

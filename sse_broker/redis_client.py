@@ -38,20 +38,24 @@ class RedisClient:
         async with asyncio.timeout(2 * CONNECT_SECONDS):
             address = await self._topology.master()
             connection = await RedisConnection.dial(self._config, address)
-        self._given = [(where, one) for where, one in self._given if one.is_open]
+        # All use one server: what one connection has found out is of no use to those that go elsewhere.
+        self._leave_all_but(address)
         self._given.append((address, connection))
         return connection
 
     async def _look(self) -> None:
-        """Break the connections to a server that is the master no longer."""
         self._topology.moved(None)
-        master = await self._topology.master()
-        former = [one for where, one in self._given if where != master and one.is_open]
-        if former:
+        if self._leave_all_but(await self._topology.master()):
             log.warning("the Sentinels have made another server the master; it is used from now on")
-        self._given = [(where, one) for where, one in self._given if where == master]
+
+    def _leave_all_but(self, address: Address) -> bool:
+        """Break the connections to a server that is the master no longer. Return whether there were any."""
+        given = [(where, one) for where, one in self._given if one.is_open]
+        former = [one for where, one in given if where != address]
+        self._given = [(where, one) for where, one in given if where == address]
         for connection in former:
             connection.drop()
+        return bool(former)
 
     async def connect_to(self, address: Address) -> RedisConnection:
         """Return a new connection to a server; the caller drops it. Raises: one of FAILURES."""

@@ -15,6 +15,7 @@ Names below are what follows the shard's prefix `{sse}:`. The scripts make the s
 | held:INSTANCE | set | device ids of an instance | likewise |
 | nodes | hash | members, instance id: address | the instance retires or is cleared |
 | outside | hash | instances that hold routes and are no members, like `nodes` | it is cleared, or a member again |
+| acked | hash | instance id: the greatest id that was acknowledged to it | the instance retires or is cleared |
 | node:INSTANCE | hash | the instance's heartbeat: address, version, start | TTL of two heartbeats |
 | inbox:INSTANCE | stream | envelopes for an instance | read entries trimmed by it, the key when it retires or is cleared |
 | cleared:INSTANCE | string | that it was cleared, should it still live | TTL of a day, or it is a member again |

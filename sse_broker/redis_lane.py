@@ -56,9 +56,15 @@ class _Call:
 class Lane:
     """One ordered way to Redis. `start` and `close` own its task."""
 
-    def __init__(self, client: RedisClient, on_connect: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        client: RedisClient,
+        on_connect: Callable[[], None] = lambda: None,
+        probe: Callable[[], Sequence[Any]] = lambda: ("", 0),
+    ) -> None:
         self._client = client
         self._on_connect = on_connect
+        self._probe = probe
         self._waiting: deque[_Call] = deque()
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
@@ -187,8 +193,8 @@ class Lane:
         connection = await self._client.connect()
         try:
             await _load_scripts(connection, ALL)
-            # A replica, or a server whose slot is just moving, lets us in and then refuses everything.
-            (reply,) = await connection.call([_command(_Call(PROBE, tuple, None))], REPLY_SECONDS)
+            # Ahead of everything else. A replica, or a server whose slot is just moving, lets us in and then refuses all.
+            (reply,) = await connection.call([_command(_Call(PROBE, self._probe, None))], REPLY_SECONDS)
             if isinstance(reply, RedisError):
                 raise reply
         except BaseException:

@@ -4,8 +4,9 @@ one order. `redis_backend` calls them; `redis_keys` says what the keys hold.
 Rules: KEYS[1] is the shard's id key, and gives the prefix of all others. Each script begins with a look at a key that never
 exists: in a Redis Cluster whose slot is just moving to another server, that fails on the old one and the call itself fails on
 the new one, while nothing is changed. So no script runs against half of the keys. Repeating a call is harmless: by its
-connection id, or by a nonce under which the first answer is kept for some seconds. Each change takes an id and answers with
-it, or with a later one: so a caller can tell that a server has lost something that was acknowledged.
+connection id, or by a nonce under which the first answer is kept for some seconds. Each change takes an id, which is noted as
+the caller's last in the same step and answered: so with `PROBE` an instance can tell that a server lacks something that was
+acknowledged to it.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ class Script:
 
 _PRELUDE = """
 local P = string.sub(KEYS[1], 1, -3)
-local ROUTES, USERS, NODES, OUTSIDE = P..'routes', P..'users', P..'nodes', P..'outside'
+local ROUTES, USERS, NODES, OUTSIDE, ACKED = P..'routes', P..'users', P..'nodes', P..'outside', P..'acked'
 local INBOX_MAX = 100000
 local OVER_MS = 10000
 local DAY_US = 86400000000
@@ -128,6 +129,12 @@ local function is_known(node)
   return known_nodes[node]
 end
 
+-- Notes an id that is about to be acknowledged to an instance. Ids only rise.
+local function acknowledge(node, id)
+  if is_known(node) then redis.call('HSET', ACKED, node, id) end
+  return id
+end
+
 local function post_end(did, route, reason, payload)
   if not is_known(route.node) then return end
   redis.call('XADD', P..'inbox:'..route.node, 'MAXLEN', '~', INBOX_MAX, text(next_id(0))..'-0',
@@ -188,7 +195,7 @@ def _script(name: str, body: str) -> Script:
     return Script(name, _PRELUDE + body)
 
 
-# ARGV: nonce, keep_ms, highest id known, max frames, expire_ms, count; for each: event, data, users, devices.
+# ARGV: nonce, keep_ms, highest id known, max frames, expire_ms, instance, count; for each: event, data, users, devices.
 # Returns "id count" for each, joined by spaces.
 PUBLISH = _script(
     "publish",
@@ -205,8 +212,8 @@ local function is_member(node)
   return members[node]
 end
 local plans = {}
-local at = 7
-for i = 1, tonumber(ARGV[6]) do
+local at = 8
+for i = 1, tonumber(ARGV[7]) do
   local plan = {event = ARGV[at], data = ARGV[at + 1], logs = {}, owners = {}, nodes = {}}
   local users, devices
   users, at = take(at + 2)
@@ -265,6 +272,7 @@ for i, plan in ipairs(plans) do
   end
   answer[#answer + 1] = id..' '..plan.count
 end
+acknowledge(ARGV[6], text(first + #plans - 1))
 answer = table.concat(answer, ' ')
 redis.call('SET', done_key, answer, 'PX', ARGV[2])
 return answer
@@ -298,10 +306,10 @@ if (not former or former.connection ~= connection) and redis.call('EXISTS', done
   redis.call('SET', done_key, '1', 'PX', ARGV[13])
   next_id(0)
 end
-local id = current_id()
-if ARGV[11] == '' then return {'joined', text(id), 0, {}} end
+local id = acknowledge(node, text(current_id()))
+if ARGV[11] == '' then return {'joined', id, 0, {}} end
 local gap, pages = read_logs(uid, did, tonumber(ARGV[11]), ARGV[12], expire_ms)
-return {'joined', text(id), gap, pages}
+return {'joined', id, gap, pages}
 """,
 )
 
@@ -329,11 +337,11 @@ elseif redis.call('HEXISTS', NODES, node) == 0 and redis.call('EXISTS', P..'clea
   return 0
 end
 bury(connection)
-return text(next_id(0))
+return acknowledge(node, text(next_id(0)))
 """,
 )
 
-# ARGV: nonce, keep_ms, local time, expire_ms, data, users, devices. Returns "id count": how many devices.
+# ARGV: nonce, keep_ms, instance, local time, expire_ms, data, users, devices. Returns "id count": how many devices.
 KICK = _script(
     "kick",
     """
@@ -341,7 +349,7 @@ local done_key = P..'done:'..ARGV[1]
 local done = redis.call('GET', done_key)
 if done then return done end
 local routes, users, devices, at = {}, nil, nil, nil
-users, at = take(6)
+users, at = take(7)
 devices = take(at)
 local kicked = 0
 for _, did in ipairs(online(users, devices, routes)) do
@@ -352,14 +360,14 @@ for _, did in ipairs(online(users, devices, routes)) do
     if digest ~= '' and expires_ms > now_us() / 1000 then
       redis.call('SET', P..'revoked:'..digest, '1', 'PXAT', text(expires_ms))
     end
-    remove(did, route, ARGV[3], 'kick_offline', ARGV[5], ARGV[4])
+    remove(did, route, ARGV[4], 'kick_offline', ARGV[6], ARGV[5])
     bury(route.connection)
-    post_end(did, route, 'kick_offline', ARGV[5])
+    post_end(did, route, 'kick_offline', ARGV[6])
   else
     redis.call('HDEL', ROUTES, did)
   end
 end
-local answer = text(next_id(0))..' '..kicked
+local answer = acknowledge(ARGV[3], text(next_id(0)))..' '..kicked
 redis.call('SET', done_key, answer, 'PX', ARGV[2])
 return answer
 """,
@@ -386,27 +394,28 @@ return {redis.call('HEXISTS', NODES, node), redis.call('EXISTS', P..'cleared:'..
 """,
 )
 
-# ARGV: the dead instance, how many devices at most, local time, expire_ms. Returns how many were removed and are left.
-# The first call ends its membership, so that its inbox has no holes but one at the end.
+# ARGV: the dead instance, how many devices at most, local time, expire_ms, who clears it, reason (empty: it was announced already,
+# by a server that has forgotten it). Returns how many were removed and are left, and an id. The first call ends its membership,
+# so that its inbox has no holes but one at the end.
 CLEAR = _script(
     "clear",
     """
 local node = ARGV[1]
-if redis.call('EXISTS', P..'node:'..node) == 1 then return {0, 0} end
+if redis.call('EXISTS', P..'node:'..node) == 1 then return {0, 0, '0'} end
 local address = redis.call('HGET', NODES, node)
 if address then
   redis.call('HDEL', NODES, node)
   redis.call('HSET', OUTSIDE, node, address)
 else
   address = redis.call('HGET', OUTSIDE, node)
-  if not address then return {0, 0} end
+  if not address then return {0, 0, '0'} end
 end
 redis.call('SET', P..'cleared:'..node, '1', 'EX', 86400)
 local removed = 0
 for _, did in ipairs(redis.call('SRANDMEMBER', P..'held:'..node, ARGV[2])) do
   local route = route_of(did)
   if route and route.node == node then
-    remove(did, route, ARGV[3], 'instance_clear', address, ARGV[4])
+    remove(did, route, ARGV[3], ARGV[6], address, ARGV[4])
     removed = removed + 1
   else
     if not route then redis.call('HDEL', ROUTES, did) end
@@ -416,9 +425,10 @@ end
 local left = redis.call('SCARD', P..'held:'..node)
 if left == 0 then
   redis.call('HDEL', OUTSIDE, node)
+  redis.call('HDEL', ACKED, node)
   redis.call('DEL', P..'inbox:'..node)
 end
-return {removed, left}
+return {removed, left, acknowledge(ARGV[5], text(next_id(0)))}
 """,
 )
 
@@ -474,7 +484,7 @@ REGISTER = _script(
 redis.call('HSET', NODES, ARGV[1], ARGV[2])
 redis.call('HDEL', OUTSIDE, ARGV[1])
 redis.call('DEL', P..'cleared:'..ARGV[1])
-return text(next_id(0))
+return acknowledge(ARGV[1], text(next_id(0)))
 """,
 )
 
@@ -484,8 +494,7 @@ RETIRE = _script(
     """
 redis.call('DEL', P..'node:'..ARGV[1])
 if redis.call('SCARD', P..'held:'..ARGV[1]) == 0 then
-  redis.call('HDEL', NODES, ARGV[1])
-  redis.call('HDEL', OUTSIDE, ARGV[1])
+  for _, hash in ipairs({NODES, OUTSIDE, ACKED}) do redis.call('HDEL', hash, ARGV[1]) end
   redis.call('DEL', P..'inbox:'..ARGV[1])
 end
 return 1
@@ -540,7 +549,21 @@ return {redis.call('HLEN', USERS), redis.call('HLEN', ROUTES), instances}
 """,
 )
 
-# Succeeds on a master that takes writes and has all keys of the slot, and changes nothing.
-PROBE = _script("probe", "return redis.call('DEL', P..'none')")
+# ARGV: instance, the greatest id that was acknowledged to it. The first call on every connection. It fails on a server that takes
+# no writes or lacks keys of the slot. Where something is missing that was acknowledged, a new epoch begins: ids alone would not
+# tell, once another instance that misses nothing has taken greater ones. An instance that was cleared knows of it otherwise.
+PROBE = _script(
+    "probe",
+    """
+redis.call('DEL', P..'none')
+local node, known = ARGV[1], tonumber(ARGV[2])
+local acked = tonumber(redis.call('HGET', ACKED, node) or '0')
+if known <= acked or redis.call('EXISTS', P..'cleared:'..node) == 1 then return 0 end
+local id = text(next_id(known))
+redis.call('SET', P..'epoch', id)
+acknowledge(node, id)
+return 1
+""",
+)
 
 ALL = (PUBLISH, JOIN, REPLAY, LEAVE, KICK, BEAT, CLEAR, REJOIN, REGISTER, RETIRE, HELD, ROUTES, OVERVIEW, PROBE)

@@ -264,7 +264,7 @@ class Site:
                 await node.backend.counts()  # behind every leave
         if self.servers is not None:
             self._marks += 1
-            await self._announcer.publish(MARK, self._marks)
+            await self.raw.publish(MARK, self._marks)
             await until(lambda: self._seen_mark >= self._marks, what="the mark on the subscription")
         heard, self._heard[:] = list(self._heard), []
         return heard

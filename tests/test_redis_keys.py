@@ -112,7 +112,7 @@ async def clear_half(one: Node, two: Node, _: Node) -> None:
         await node.backend._cluster.close()  # type: ignore[attr-defined]
     lane = one.backend._lane  # type: ignore[attr-defined]
     await lane.call(RETIRE, two.instance.id)  # which only ends its heartbeat while it holds devices
-    removed, left = await lane.call(CLEAR, two.instance.id, 1, "", 1000)
+    removed, left, _ = await lane.call(CLEAR, two.instance.id, 1, "", 1000, one.instance.id, "")
     assert (removed, left) == (1, len(two.devices()) - 1)
 
 
