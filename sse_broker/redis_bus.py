@@ -9,7 +9,7 @@ one. One stream has one order, for the price of one copy of a broadcast for each
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -50,7 +50,6 @@ class Bus:
         self._untrimmed = 0
         # As Redis wrote it, since an entry that is none of ours must not be read again and again either.
         self._last_entry = b"0-0"
-        self._tried = False
         self._pause = RECONNECT_SECONDS[0]
         self._open = asyncio.Event()
         self._open.set()
@@ -94,8 +93,10 @@ class Bus:
     async def _follow(self) -> None:
         """Connect, and read until the connection breaks. Raises: one of FAILURES."""
         connection = await self._client.connect()
-        self._tried = False
         try:
+            # A write, which a replica refuses; also where there may be nothing to trim.
+            await self._do(connection, [("XTRIM", self._key, "MINID", "~", self.last_id)], GRACE_SECONDS)
+            self._client.rely_on(connection)
             # If this server has lost routes of devices here, their frames are in the logs alone until the routes are back. A
             # broadcast that is handed on before would have a greater id, and the streams had to do without those frames.
             if self._put_right is not None:
@@ -110,18 +111,12 @@ class Bus:
     async def _read(self, connection: RedisConnection) -> None:
         """Read a batch of entries, waiting for the first, and hand them on. What was read before is trimmed on the way."""
         commands: list[tuple[Any, ...]] = []
-        # At the beginning of a connection too, where there may be nothing to trim: it is a write, which a replica refuses.
-        if self._untrimmed >= TRIM_ENTRIES or not self._tried:
-            self._tried = True
+        if self._untrimmed >= TRIM_ENTRIES:
             commands.append(("XTRIM", self._key, "MINID", "~", self.last_id))
             self._untrimmed = 0
         block_ms = int(BLOCK_SECONDS * 1000)
         commands.append(("XREAD", "COUNT", BATCH_ENTRIES, "BLOCK", block_ms, "STREAMS", self._key, self._last_entry))
-        replies = await connection.call(commands, BLOCK_SECONDS + GRACE_SECONDS)
-        for reply in replies:
-            if isinstance(reply, RedisError):
-                raise reply
-        reply = replies[-1]
+        reply = await self._do(connection, commands, BLOCK_SECONDS + GRACE_SECONDS)
         if not reply:
             return
         entries = reply[0][1]
@@ -135,6 +130,15 @@ class Bus:
         for entry in entries:
             self._hand_on(entry)
         await self._receiver.room()
+
+    @staticmethod
+    async def _do(connection: RedisConnection, commands: Sequence[Sequence[Any]], seconds: float) -> Any:
+        """Return the last reply. Raises: one of FAILURES, also for a command that Redis refused."""
+        replies = await connection.call(commands, seconds)
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise reply
+        return replies[-1]
 
     async def _fell_behind(self, connection: RedisConnection) -> bool:
         length = (await connection.call([("XLEN", self._key)], GRACE_SECONDS))[0]

@@ -38,10 +38,16 @@ class RedisClient:
         async with asyncio.timeout(2 * CONNECT_SECONDS):
             address = await self._topology.master()
             connection = await RedisConnection.dial(self._config, address)
-        # All use one server: what one connection has found out is of no use to those that go elsewhere.
-        self._leave_all_but(address)
+        self._given = [(where, one) for where, one in self._given if one.is_open]
         self._given.append((address, connection))
         return connection
+
+    def rely_on(self, connection: RedisConnection) -> None:
+        """Break the connections to other servers: this one was just seen to take writes, and all must use the same."""
+        for address, one in self._given:
+            if one is connection:
+                self._leave_all_but(address)
+                return
 
     async def _look(self) -> None:
         self._topology.moved(None)

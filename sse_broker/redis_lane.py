@@ -200,6 +200,7 @@ class Lane:
         except BaseException:
             connection.drop()
             raise
+        self._client.rely_on(connection)
         self._connection = connection
         if self._away_since is not None:
             log.info("Redis is back after %.1f s", time.monotonic() - self._away_since)
