@@ -21,6 +21,7 @@ from tests.machine import Machine
 from tests.redis_servers import RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
 from tests.served import Serve, ServedBroker
+from tests.valkey import valkey_program
 from tests.witness import watched
 
 # How long one example takes says nothing on a machine that has other work too.
@@ -87,6 +88,62 @@ async def redis_cluster(session_redis_cluster: RedisCluster) -> RedisCluster:
     await session_redis_cluster.heal()
     await session_redis_cluster.flush()
     return session_redis_cluster
+
+
+@pytest.fixture(scope="session")
+def session_valkey_server() -> Iterator[RedisServer]:
+    """One Valkey for the session; tests take `valkey_server`."""
+    server = RedisServer(program=valkey_program())
+    try:
+        asyncio.run(server.start())
+        yield server
+    finally:
+        asyncio.run(server.stop())
+
+
+@pytest.fixture
+async def valkey_server(session_valkey_server: RedisServer) -> RedisServer:
+    """A running, empty Valkey, alone."""
+    await session_valkey_server.flush()
+    return session_valkey_server
+
+
+@pytest.fixture(scope="session")
+def session_valkey_sentinel_set() -> Iterator[SentinelSet]:
+    """One set for the session; tests take `valkey_sentinel_set`."""
+    servers = SentinelSet(program=valkey_program())
+    try:
+        asyncio.run(servers.start())
+        yield servers
+    finally:
+        asyncio.run(servers.stop())
+
+
+@pytest.fixture
+async def valkey_sentinel_set(session_valkey_sentinel_set: SentinelSet) -> SentinelSet:
+    """A whole, empty set of Valkeys, a master and a replica, and three Sentinels of Valkey."""
+    await session_valkey_sentinel_set.heal()
+    await session_valkey_sentinel_set.flush()
+    return session_valkey_sentinel_set
+
+
+@pytest.fixture(scope="session")
+def session_valkey_cluster() -> Iterator[RedisCluster]:
+    """One cluster for the session; tests take `valkey_cluster`."""
+    servers = RedisCluster(program=valkey_program())
+    try:
+        asyncio.run(servers.start())
+        yield servers
+    finally:
+        asyncio.run(servers.stop())
+
+
+@pytest.fixture
+async def valkey_cluster(session_valkey_cluster: RedisCluster) -> RedisCluster:
+    """A whole, empty cluster of Valkeys, three masters and three replicas."""
+    await session_valkey_cluster.heal()
+    await session_valkey_cluster.flush()
+    return session_valkey_cluster
 
 
 @pytest.fixture
@@ -158,12 +215,27 @@ async def serve_on_redis(redis_server: RedisServer) -> AsyncIterator[Serve]:
 
 
 # The kinds of backend over which the contract suite runs; a kind of Redis is named like the fixture of its servers. All of
-# them: TEST_BACKENDS="memory redis_server sentinel_set redis_cluster", which takes some minutes.
+# them: TEST_BACKENDS="memory redis_server sentinel_set redis_cluster valkey_server valkey_sentinel_set valkey_cluster", which
+# takes some minutes. What is marked as core runs over the first five anyway.
 BACKENDS = os.environ.get("TEST_BACKENDS", "memory redis_server").split()
-SHARED_BACKENDS = [kind for kind in BACKENDS if kind != "memory"]
+CORE_BACKENDS = list(dict.fromkeys([*BACKENDS, "sentinel_set", "redis_cluster", "valkey_server"]))
 
 
-@pytest.fixture(params=BACKENDS)
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the mark."""
+    config.addinivalue_line("markers", "core: run over every kind of Redis, not only over those that are asked for")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have tests of the contract run over each kind."""
+    kinds = CORE_BACKENDS if metafunc.definition.get_closest_marker("core") else BACKENDS
+    if "any_servers" in metafunc.fixturenames:
+        metafunc.parametrize("any_servers", kinds, indirect=True)
+    if "shared_servers" in metafunc.fixturenames:
+        metafunc.parametrize("shared_servers", [kind for kind in kinds if kind != "memory"], indirect=True)
+
+
+@pytest.fixture
 def any_servers(request: pytest.FixtureRequest) -> Servers | None:
     """The servers of each kind of backend in turn; None for the embedded one."""
     return None if request.param == "memory" else request.getfixturevalue(request.param)
@@ -183,7 +255,7 @@ async def site(any_servers: Servers | None, patience: None) -> AsyncIterator[Sit
         yield site
 
 
-@pytest.fixture(params=SHARED_BACKENDS)
+@pytest.fixture
 def shared_servers(request: pytest.FixtureRequest) -> Servers:
     """The servers of each kind of backend that several instances share."""
     servers: Servers = request.getfixturevalue(request.param)

@@ -64,7 +64,7 @@ def growth(measures: Sequence[Measure]) -> dict[str, int]:
 
 
 # The keys of a cluster of one instance without devices. What is kept for a time goes; see `redis_keys` for when.
-LASTING = {"id", "epoch", "nodes", "node", "inbox"}
+LASTING = {"id", "epoch", "nodes", "node", "acked", "inbox"}
 
 
 def kind_of(key: str) -> str:

@@ -61,6 +61,7 @@ async def test_ids_rise_over_a_restart_of_the_broker(site: Site) -> None:
     assert joined.id > before.id
 
 
+@pytest.mark.core
 async def test_ids_of_concurrent_senders_are_all_different_and_rise_for_each(site: Site) -> None:
     node = await site.node()
 
@@ -75,6 +76,7 @@ async def test_ids_of_concurrent_senders_are_all_different_and_rise_for_each(sit
 # Targets and counts
 
 
+@pytest.mark.core
 async def test_a_frame_for_a_user_reaches_all_devices_of_the_user_and_no_other(site: Site) -> None:
     node = await site.node()
     one, two = await node.join("one", "ann"), await node.join("two", "ann")
@@ -98,6 +100,7 @@ async def test_a_frame_for_a_device_reaches_that_device(site: Site) -> None:
     assert FrameEnvelope(Frame(sent.id, "", "hello"), (one.device_id,)) in node.frames
 
 
+@pytest.mark.core
 async def test_a_broadcast_is_for_everyone(site: Site) -> None:
     node = await site.node()
     for name in ("one", "two", "three"):
@@ -208,6 +211,7 @@ async def test_any_name_of_user_and_device_is_just_a_name(site: Site, name: str)
 # Order
 
 
+@pytest.mark.core
 async def test_the_bus_has_every_frame_once_and_ids_only_rise(site: Site) -> None:
     node = await site.node()
     await node.join("one", "ann")
@@ -225,6 +229,7 @@ async def test_the_bus_has_every_frame_once_and_ids_only_rise(site: Site) -> Non
     assert ids[:-1] == sorted(id_ for some in sent for id_ in some)
 
 
+@pytest.mark.core
 async def test_an_end_stands_on_the_bus_between_the_frames_before_and_after_it(site: Site) -> None:
     node = await site.node()
     await node.join("one", "ann")
@@ -243,6 +248,7 @@ async def test_an_end_stands_on_the_bus_between_the_frames_before_and_after_it(s
 # Replay
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 async def test_what_was_sent_while_a_device_was_away_is_replayed(site: Site, target: dict[str, list[str]]) -> None:
     node = await site.node()
@@ -265,6 +271,7 @@ async def test_a_join_without_an_id_replays_nothing(site: Site) -> None:
     assert joined.id >= sent.id
 
 
+@pytest.mark.core
 async def test_the_three_logs_are_replayed_as_one_in_order_and_each_frame_once(site: Site) -> None:
     node = await site.node()
     start = (await node.send("start")).id
@@ -282,6 +289,7 @@ async def test_the_three_logs_are_replayed_as_one_in_order_and_each_frame_once(s
     assert [(frame.id, frame.data) for frame in joined.page.frames] == [(id_, str(at)) for at, id_ in enumerate(sent)]
 
 
+@pytest.mark.core
 async def test_more_than_a_page_comes_page_by_page(site: Site) -> None:
     node = await site.node()
     device = await node.join()
@@ -342,6 +350,7 @@ async def test_joining_again_with_the_same_connection_only_reads_again(site: Sit
     assert node.ends == []
 
 
+@pytest.mark.core
 async def test_nothing_falls_between_replay_and_bus(site: Site) -> None:
     """Promise 3, with senders and joiners at the same time: replayed up to `Joined.id`, by the bus after it, each once."""
     node = await site.node(max_frames=1000)

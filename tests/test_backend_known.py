@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from sse_broker.backend import Presence
 from sse_broker.presence import Touch, device_id_of
 from sse_broker.redis_keys import shard_key
@@ -104,6 +106,7 @@ async def _left_ms(site: Site, name: str, ms: int) -> bool:
 # What is known
 
 
+@pytest.mark.core
 async def test_a_device_is_known_with_all_that_it_came_with(site: Site) -> None:
     node = await site.node()
     device = await node.join(
@@ -160,6 +163,7 @@ async def test_an_instance_is_listed_with_its_number_of_devices(site: Site) -> N
 # Renewal
 
 
+@pytest.mark.core
 async def test_a_renewal_is_seen_in_what_is_known(site: Site) -> None:
     node = await site.node()
     device = await node.join("one", "ann")
@@ -175,6 +179,7 @@ async def test_a_renewal_is_seen_in_what_is_known(site: Site) -> None:
     assert one == Presence(device, touch)
 
 
+@pytest.mark.core
 async def test_the_renewal_of_an_old_stream_is_not_its_successor_s(site: Site) -> None:
     node = await site.node()
     old = await node.join("one", "ann")
@@ -209,6 +214,7 @@ async def test_a_renewal_brings_nobody_back(site: Site) -> None:
     assert await site.changes() == []
 
 
+@pytest.mark.core
 async def test_many_renewals_at_once_are_all_made(site: Site) -> None:
     node = await site.node()
     devices = [await node.join(f"d{number}", "ann") for number in range(60)]

@@ -6,10 +6,14 @@ A failover that loses is played by hand: what the shard held at some moment is p
 
 from __future__ import annotations
 
+import pytest
+
 from sse_broker.presence import Device
 from sse_broker.redis_keys import shard_key
 from tests.backends import Node, Site, offline, online, stop_beating
 from tests.waiting import until
+
+pytestmark = pytest.mark.core
 
 HEARTBEAT = 0.6
 Snapshot = dict[bytes, bytes]

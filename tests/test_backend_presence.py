@@ -77,6 +77,7 @@ async def test_a_message_has_the_fields_of_the_contract(site: Site) -> None:
     }
 
 
+@pytest.mark.core
 async def test_extrusion_of_the_only_device_of_a_user_says_nothing_of_the_user(site: Site) -> None:
     node = await site.node()
     await node.join("one", "ann")
@@ -88,6 +89,7 @@ async def test_extrusion_of_the_only_device_of_a_user_says_nothing_of_the_user(s
     ]
 
 
+@pytest.mark.core
 async def test_a_device_that_comes_under_another_user_moves_from_one_to_the_other(site: Site) -> None:
     node = await site.node()
     await node.join("one", "ann")
@@ -103,6 +105,7 @@ async def test_a_device_that_comes_under_another_user_moves_from_one_to_the_othe
     assert [one.device.device_name for one in await node.backend.user("ben")] == ["one"]
 
 
+@pytest.mark.core
 async def test_a_kick_is_announced_with_its_data(site: Site) -> None:
     node = await site.node()
     await node.join("one", "ann")
@@ -118,6 +121,7 @@ async def test_a_kick_is_announced_with_its_data(site: Site) -> None:
     ]
 
 
+@pytest.mark.core
 async def test_each_device_s_changes_are_announced_in_order_however_many_come_at_once(site: Site) -> None:
     node = await site.node()
 
@@ -248,6 +252,7 @@ async def test_a_second_kick_finds_nobody(site: Site) -> None:
     assert await node.kick(users=["ann"]) == 0
 
 
+@pytest.mark.core
 async def test_the_token_of_a_kicked_device_is_refused_and_another_is_not(site: Site) -> None:
     node = await site.node()
     until_then = {"token_expires_at": time.time() + 600}
@@ -320,6 +325,7 @@ async def test_devices_of_tokens_without_or_past_their_time_can_be_kicked(site: 
 # The end of an instance
 
 
+@pytest.mark.core
 async def test_an_instance_that_closes_has_carried_out_its_leaves(site: Site) -> None:
     node = await site.node()
     devices = [await node.join(f"d{number}", f"u{number}") for number in range(20)]

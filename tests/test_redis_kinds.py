@@ -98,6 +98,19 @@ async def test_a_redis_cluster_may_want_a_password(kind: str, monkeypatch: pytes
         await try_it(servers)
 
 
+@pytest.fixture(params=["valkey_server", "valkey_sentinel_set", "valkey_cluster"])
+def valkeys(request: pytest.FixtureRequest) -> RedisServer | SentinelSet | RedisCluster:
+    """Each kind of servers, of Valkey."""
+    servers: RedisServer | SentinelSet | RedisCluster = request.getfixturevalue(request.param)
+    return servers
+
+
+async def test_valkey_does_as_well(valkeys: RedisServer | SentinelSet | RedisCluster) -> None:
+    server = valkeys if isinstance(valkeys, RedisServer) else valkeys.servers[0]
+    assert "valkey_version" in await server.ask("INFO", "server")
+    await try_it(valkeys)
+
+
 async def test_a_wrong_password_stops_the_start() -> None:
     """With one sentence, without the password in it."""
     async with RedisServer(access=Access(password="sesame-1")) as server:
