@@ -5,11 +5,9 @@ signals are obeyed. It knows every part and none of their insides.
 import asyncio
 import gc
 import logging
-import selectors
-import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -44,8 +42,6 @@ ReadConfig = Callable[[], Config]
 SPARE_FILES = 200
 # Unacknowledged for this many heartbeat intervals, a peer is gone: one interval until something is sent, then this.
 PEER_TIMEOUT_HEARTBEATS = 1.5
-# Turns of the loop, at most, before the listening sockets close; each accepts what has come.
-BACKLOG_ROUNDS = 100
 # How long connections that were just accepted have for sending their request, once nothing is accepted any more.
 LINGER_SECONDS = 0.2
 ADMIN_PEER_TIMEOUT_SECONDS = 30.0
@@ -147,7 +143,8 @@ async def _serve(
             on_ready(url)
     notifier.ready()
     await stop.wait()
-    await _take_backlog(sockets)
+    if line:
+        http.leave_port(sockets)
     slow_clients.close()
     notifier.stopping()
     await _shut_down(broker, http, config.server.drain_seconds, stop)
@@ -169,17 +166,6 @@ async def _start_admin(broker: Broker, gate: Gate, server: ServerConfig, offset:
     for sock in sockets:
         await web.SockSite(runner, sock).start()
     return runner
-
-
-async def _take_backlog(sockets: Sequence[socket.socket]) -> None:
-    """Have what waits in the backlog accepted: a socket that closes resets it, and on a shared port others would serve it."""
-    with selectors.DefaultSelector() as selector:
-        for sock in sockets:
-            selector.register(sock, selectors.EVENT_READ)
-        for _ in range(BACKLOG_ROUNDS):
-            if not selector.select(0):
-                return
-            await asyncio.sleep(0)
 
 
 async def _shut_down(broker: Broker, http: HttpServer, drain_seconds: float, stop: Stop) -> None:

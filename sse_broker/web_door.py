@@ -14,8 +14,8 @@ import ssl
 import time
 import types
 from collections.abc import Coroutine, Generator
+from contextlib import suppress
 from email.utils import formatdate
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -65,6 +65,7 @@ class HttpServer:
         self.works: set[asyncio.Task[None]] = set()
         self._short_way = short_way
         self._listeners: list[asyncio.Server] = []
+        self._ssl_context: ssl.SSLContext | None = None
         self._access = AccessLogger.trusting(config.server.trusted_networks)(logging.getLogger("aiohttp.access"), "")
         self.runner = runner(application(api), config)
         self.max_body_bytes = min(MAX_BODY_BYTES, config.server.max_body_bytes)
@@ -78,10 +79,31 @@ class HttpServer:
         """Accept connections on sockets that listen."""
         loop = asyncio.get_running_loop()
         await self.runner.setup()
-        factory = partial(Door, self, loop) if self._short_way else self.aiohttp_protocol
+        self._ssl_context = ssl_context
         for sock in sockets:
-            self._listeners.append(await loop.create_server(factory, sock=sock, backlog=BACKLOG, ssl=ssl_context))
+            listener = await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG, ssl=ssl_context)
+            self._listeners.append(listener)
         self._sweep()
+
+    def leave_port(self, sockets: list[socket.socket]) -> None:
+        """Stop listening on a port on which other processes listen too, without a connection being lost.
+
+        A listening socket that closes resets what waits in its backlog. So that is accepted first, and nothing can come in
+        between: a loop closes sockets at the end of a turn, but one that is shut down is out of the port's group at once.
+        """
+        loop = asyncio.get_running_loop()
+        for sock in sockets:
+            with suppress(OSError):  # none waits any more, or too many files are open
+                while True:
+                    connection, _ = sock.accept()
+                    connection.setblocking(False)
+                    adopt = loop.connect_accepted_socket(self._protocol, connection, ssl=self._ssl_context)
+                    work = loop.create_task(_adopted(adopt))
+                    self.works.add(work)
+                    work.add_done_callback(self.works.discard)
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RD)
+        self.stop_listening()
 
     def stop_listening(self) -> None:
         """Accept no more connections; those that are open are served."""
@@ -102,6 +124,9 @@ class HttpServer:
                 work.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self.runner.cleanup()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return Door(self, asyncio.get_running_loop()) if self._short_way else self.aiohttp_protocol()
 
     def aiohttp_protocol(self) -> asyncio.Protocol:
         """Return a protocol of aiohttp's for one connection."""
@@ -393,6 +418,11 @@ class _Body:
         if not self._body:
             return {}
         return body_values(self._body, self._head.kind, None, self._head.kind)
+
+
+async def _adopted(connection: Coroutine[Any, Any, object]) -> None:
+    with suppress(OSError):  # the client has left, or speaks no TLS
+        await connection
 
 
 def _run_at_once(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None] | None":

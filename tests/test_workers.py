@@ -194,7 +194,7 @@ async def test_while_one_worker_drains_every_connection_is_served(
             await patiently(lambda: broker.stderr_text().count(" serves, process ") >= 2 + len(pids(broker) - first))
         done.set()
     assert sum(task.result() for task in tasks) > 100
-    # Between a worker's last look and its close one may slip in, or be about to, which only the kernel could hand on.
+    # A handshake that is under way as the socket closes, which only the kernel could hand on.
     assert set(failures) <= {"connecting: ConnectionResetError", "connected: ConnectionResetError"}
     assert failures.total() <= 1
 
