@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,7 +123,8 @@ def test_what_nobody_expected_is_one_line(
         raise {"KeyboardInterrupt": KeyboardInterrupt, "ZeroDivisionError": ZeroDivisionError}[error]("two\nlines")
 
     monkeypatch.setattr(sse_broker.server, "run", fail)
-    monkeypatch.setattr(sys, "flags", type("Flags", (), {"dev_mode": False}))
+    flags = {name: getattr(sys.flags, name) for name in dir(sys.flags) if not name.startswith("_")}
+    monkeypatch.setattr(sys, "flags", SimpleNamespace(**flags | {"dev_mode": False}))
     assert main(["--port", "0"]) == code
     assert capsys.readouterr().err == ("sse-broker: unexpected ZeroDivisionError: two lines\n" if code else "")
 
