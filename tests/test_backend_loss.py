@@ -50,15 +50,17 @@ async def pair(site: Site) -> tuple[Node, Node]:
 
 
 async def test_a_join_that_was_lost_is_made_again_and_its_frames_are_read_from_the_logs(shared_site: Site) -> None:
-    """Nobody is announced twice, and the frame that came before it was noticed is in the replay."""
+    """Nobody is announced twice. A broadcast that follows on the bus is not handed on before: its id is greater."""
     one, two = await pair(shared_site)
     kept = await snapshot(shared_site)
     device = await two.join("d")
     assert await shared_site.messages()
     await lose(shared_site, kept)
     sent = await one.send("x", names=["d"])
+    await one.send("to everyone")
     await until(lambda: online(one, "d"), what="the device to be back")
     await missed(two)
+    assert two.missed_after[0] < sent.id
     assert sent.id in [frame.id for frame in (await two.replay(device, sent.id - 1))[0]]
     assert await shared_site.messages() == []
 
