@@ -20,6 +20,7 @@ from sse_broker.control_line import DRAIN, NOW, READY, RELOAD, REOPEN, WorkerEnd
 from sse_broker.errors import BrokerError
 from sse_broker.file_limits import file_limit
 from sse_broker.gate import Gate
+from sse_broker.http_server import HttpServer
 from sse_broker.lifecycle import Stop, say_where
 from sse_broker.listener import listen, public_address
 from sse_broker.memory import MemoryBackend
@@ -29,7 +30,6 @@ from sse_broker.reload import Reloader, tls_context
 from sse_broker.slow_clients import SlowClients
 from sse_broker.systemd import Notifier, inherited_sockets
 from sse_broker.web_api import Api
-from sse_broker.web_door import HttpServer
 from sse_broker.web_jwks import JwkSet
 from sse_broker.web_ops import admin_application
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from sse_broker.client_address import Network, is_trusted
 from sse_broker.gate import Gate
-from sse_broker.web_door import HttpServer
+from sse_broker.http_server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class SlowClients:
 
     def _connections(self) -> Iterator[_Connection]:
         """Find what each connection waits for: `head`, `body`, `answer`, or `request` between two requests."""
-        for door in self._http.doors:
+        for door in self._http.hall.doors:
             if door.transport is not None:
                 progress = door.body_progress
                 waits_for = "body" if progress is not None else "head" if door.fresh else "request"

@@ -9,12 +9,9 @@ a request, and where it ends, has one answer on both ways; nothing else here rea
 
 import asyncio
 import logging
-import socket
-import ssl
 import time
 import types
-from collections.abc import Coroutine, Generator
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Generator
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
@@ -24,10 +21,9 @@ from aiohttp.http import SERVER_SOFTWARE, HttpProcessingError, HttpRequestParser
 from sse_broker import answers
 from sse_broker.access_log import AccessLogger, masked
 from sse_broker.errors import BrokerError
-from sse_broker.listener import BACKLOG
 from sse_broker.presence import Reason
 from sse_broker.turns import Turns
-from sse_broker.web import MAX_LINE_BYTES, application, runner
+from sse_broker.web import MAX_LINE_BYTES
 from sse_broker.web_api import ENDPOINTS, Answer, Api, Head, answer, cors, failure
 from sse_broker.web_events import ALLOW, STREAM_HEADERS, joined_stream
 from sse_broker.web_heads import EVENTS, HEAD_END, KnownHeads, PlainHead, plain_head
@@ -39,10 +35,6 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 64 * 1024
 # A client may send this much ahead of the answer to its last request.
 MAX_BEHIND_BYTES = 64 * 1024
-# A connection without a request for this long is closed: as long as aiohttp's.
-KEEPALIVE_SECONDS = 3630.0
-SWEEP_SECONDS = 60.0
-CLOSE_SECONDS = 1.0
 # Streams that are opened in one turn of the loop: about 3 ms.
 OPENINGS_PER_TURN = 16
 
@@ -55,84 +47,28 @@ PLAIN_LINES = _lines(answers.HEADERS)
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
-class HttpServer:
-    """Serves the API on some sockets. With `short_way` off, every request goes through aiohttp's handlers."""
+class Hall:
+    """What the doors of one server share. `doors` are those that are open, `works` the requests that could not be answered at
+    once; `aiohttp_protocol` makes a protocol of aiohttp's for a connection.
+    """
 
-    def __init__(self, api: Api, *, short_way: bool = True) -> None:
-        config = api.config
+    def __init__(self, api: Api, aiohttp_protocol: Callable[[], asyncio.Protocol]) -> None:
+        server = api.config.server
         self.api = api
+        self.aiohttp_protocol = aiohttp_protocol
         self.doors: set[Door] = set()
         self.works: set[asyncio.Task[None]] = set()
-        self._short_way = short_way
-        self._listeners: list[asyncio.Server] = []
-        self._ssl_context: ssl.SSLContext | None = None
-        self._access = AccessLogger.trusting(config.server.trusted_networks)(logging.getLogger("aiohttp.access"), "")
-        self.runner = runner(application(api), config)
-        self.max_body_bytes = min(MAX_BODY_BYTES, config.server.max_body_bytes)
         self.heads = KnownHeads()
+        self.openings = Turns(asyncio.get_running_loop(), OPENINGS_PER_TURN)
+        self.max_body_bytes = min(MAX_BODY_BYTES, server.max_body_bytes)
+        self._access = AccessLogger.trusting(server.trusted_networks)(logging.getLogger("aiohttp.access"), "")
         self._head_second = 0
         self._head_end = b""
-        self._sweeping: asyncio.TimerHandle | None = None
-        self.openings = Turns(asyncio.get_running_loop(), OPENINGS_PER_TURN)
 
-    async def start(self, sockets: list[socket.socket], ssl_context: ssl.SSLContext | None = None) -> None:
-        """Accept connections on sockets that listen."""
-        loop = asyncio.get_running_loop()
-        await self.runner.setup()
-        self._ssl_context = ssl_context
-        for sock in sockets:
-            listener = await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG, ssl=ssl_context)
-            self._listeners.append(listener)
-        self._sweep()
-
-    def leave_port(self, sockets: list[socket.socket]) -> None:
-        """Stop listening on a port on which other processes listen too, without a connection being lost.
-
-        A listening socket that closes resets what waits in its backlog. So that is accepted first, and nothing can come in
-        between: a loop closes sockets at the end of a turn, but one that is shut down is out of the port's group at once.
-        """
-        loop = asyncio.get_running_loop()
-        for sock in sockets:
-            with suppress(OSError):  # none waits any more, or too many files are open
-                while True:
-                    connection, _ = sock.accept()
-                    connection.setblocking(False)
-                    adopt = loop.connect_accepted_socket(self._protocol, connection, ssl=self._ssl_context)
-                    work = loop.create_task(_adopted(adopt))
-                    self.works.add(work)
-                    work.add_done_callback(self.works.discard)
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RD)
-        self.stop_listening()
-
-    def stop_listening(self) -> None:
-        """Accept no more connections; those that are open are served."""
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-
-    async def close(self) -> None:
-        """End every connection, those with a request in work after its answer, or a second."""
-        self.stop_listening()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-        for door in list(self.doors):
-            door.close()
-        if self.works:
-            _, late = await asyncio.wait(self.works, timeout=CLOSE_SECONDS)
-            for work in late:
-                work.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-        await self.runner.cleanup()
-
-    def _protocol(self) -> asyncio.Protocol:
-        return Door(self, asyncio.get_running_loop()) if self._short_way else self.aiohttp_protocol()
-
-    def aiohttp_protocol(self) -> asyncio.Protocol:
-        """Return a protocol of aiohttp's for one connection."""
-        server = self.runner.server
-        assert server is not None
-        return server()
+    def own(self, work: "asyncio.Task[None]") -> None:
+        """Keep a task until its end."""
+        self.works.add(work)
+        work.add_done_callback(self.works.discard)
 
     def head_end(self) -> bytes:
         """Return the last lines of a response's head, with the time (RFC 9110, section 6.6.1); made once a second."""
@@ -149,12 +85,6 @@ class HttpServer:
         line = f"{head.method} {target} HTTP/1.1"
         self._access.line(remote, head.headers, line, status, sent_bytes, time.perf_counter() - started)
 
-    def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        for door in [door for door in self.doors if door.since < loop.time() - KEEPALIVE_SECONDS and door.work is None]:
-            door.close()
-        self._sweeping = loop.call_later(SWEEP_SECONDS, self._sweep)
-
 
 class Door(asyncio.Protocol):
     """The protocol of a connection from its beginning until aiohttp or a stream takes it.
@@ -163,10 +93,10 @@ class Door(asyncio.Protocol):
     `fresh` until there was one.
     """
 
-    __slots__ = ("_behind", "_closing", "_head", "_loop", "_parser", "_partial", "_payload", "_peer", "_server", "_transport", "_write_paused", "fresh", "since", "work")  # fmt: skip
+    __slots__ = ("_behind", "_closing", "_hall", "_head", "_loop", "_parser", "_partial", "_payload", "_peer", "_transport", "_write_paused", "fresh", "since", "work")  # fmt: skip
 
-    def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
-        self._server = server
+    def __init__(self, hall: Hall, loop: asyncio.AbstractEventLoop) -> None:
+        self._hall = hall
         self._loop = loop
         self._parser: HttpRequestParser | None = HttpRequestParser(
             self,  # type: ignore[arg-type]  # it asks for `pause_reading` and `resume_reading` alone
@@ -193,7 +123,7 @@ class Door(asyncio.Protocol):
         """Take a connection; its socket has its options from the one that listens."""
         self._transport = transport  # type: ignore[assignment]  # that of a connection is a Transport
         self._peer = transport.get_extra_info("peername")
-        self._server.doors.add(self)
+        self._hall.doors.add(self)
 
     def connection_lost(self, error: BaseException | None) -> None:
         """Forget it; a request in work goes on to its end, and nobody hears of it."""
@@ -225,7 +155,7 @@ class Door(asyncio.Protocol):
             return
         if self._closing or self._parser is None:
             return
-        if self._head is None and (known := self._server.heads.find(data)) is not None:
+        if self._head is None and (known := self._hall.heads.find(data)) is not None:
             self._begin(*known)
         else:
             self._parse(self._parser, data)
@@ -238,7 +168,7 @@ class Door(asyncio.Protocol):
             return
         if messages and self._head is None:
             message, self._payload = messages[0]
-            self._head = plain_head(message, self._server.max_body_bytes)
+            self._head = plain_head(message, self._hall.max_body_bytes)
             messages = messages[1:]
         head = self._head
         if messages or upgraded or head is None:
@@ -248,7 +178,7 @@ class Door(asyncio.Protocol):
             # The beginning of a next request would be in the parser alone, and lost to aiohttp if that one is not plain.
             if came.find(HEAD_END) + len(HEAD_END) + head.length == len(came):
                 parser.message_consumed()
-                self._server.heads.add(came, head)
+                self._hall.heads.add(came, head)
                 self._head = self._payload = None
                 self._partial.clear()
                 self._begin(head, came[len(came) - head.length :])
@@ -280,17 +210,16 @@ class Door(asyncio.Protocol):
             work = self._answer(head, _Body(plain, body), plain.close)
         try:
             # A set of keys may have to be fetched, with deadlines, which want a task around them.
-            at_once = self._server.api.jwks is None
+            at_once = self._hall.api.jwks is None
             self.work = _run_at_once(work, self._loop) if at_once else self._loop.create_task(work)
         except Exception:
             log.exception("a request failed")
             transport.abort()
         if self.work is not None:
-            self._server.works.add(self.work)
+            self._hall.own(self.work)
             self.work.add_done_callback(self._worked)
 
     def _worked(self, work: "asyncio.Task[None]") -> None:
-        self._server.works.discard(work)
         self.work = None
         if not work.cancelled() and (error := work.exception()) is not None:
             log.error("a request failed", exc_info=error)
@@ -307,14 +236,14 @@ class Door(asyncio.Protocol):
 
     async def _answer(self, head: Head, body: "_Body", close: bool) -> None:
         started = time.perf_counter()
-        result = await answer(self._server.api, ENDPOINTS[head.path], head, body)
+        result = await answer(self._hall.api, ENDPOINTS[head.path], head, body)
         self._write(head, result, started, close)
 
     async def _open_stream(self, head: Head, close: bool) -> None:
         started = time.perf_counter()
         started_ns = time.perf_counter_ns()
-        api = self._server.api
-        turn = self._server.openings.take()
+        api = self._hall.api
+        turn = self._hall.openings.take()
         if turn is not None:
             await turn
         headers = cors(api, head)
@@ -343,7 +272,7 @@ class Door(asyncio.Protocol):
             stream.abort(Reason.DISCONNECT)
             raise
         finally:
-            self._server.log_access(head, 200, len(response), started)
+            self._hall.log_access(head, 200, len(response), started)
 
     def _write(self, head: Head, result: Answer, started: float, close: bool) -> None:
         close = close or self._closing
@@ -354,7 +283,7 @@ class Door(asyncio.Protocol):
             if close:
                 self._closing = True
                 transport.close()
-        self._server.log_access(head, result.status, len(data), started)
+        self._hall.log_access(head, result.status, len(data), started)
 
     def _response_head(
         self, status: int, headers: dict[str, str], length: int | None = None, close: bool = False
@@ -364,7 +293,7 @@ class Door(asyncio.Protocol):
         start = b"HTTP/1.1 %d %b\r\n%b" % (status, PHRASES[status], lines)
         if length is not None:
             start += b"Content-Length: %d\r\n" % length
-        return start + self._server.head_end() + (b"Connection: close\r\n\r\n" if close else b"\r\n")
+        return start + self._hall.head_end() + (b"Connection: close\r\n\r\n" if close else b"\r\n")
 
     # --- the end ---
 
@@ -390,7 +319,7 @@ class Door(asyncio.Protocol):
         assert transport is not None
         data = b"".join([*self._partial, data])
         self._forget()
-        protocol = self._server.aiohttp_protocol()
+        protocol = self._hall.aiohttp_protocol()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(data)
@@ -401,7 +330,7 @@ class Door(asyncio.Protocol):
         self._head = self._payload = None
         self._partial.clear()
         self._behind.clear()
-        self._server.doors.discard(self)
+        self._hall.doors.discard(self)
 
 
 class _Body:
@@ -418,11 +347,6 @@ class _Body:
         if not self._body:
             return {}
         return body_values(self._body, self._head.kind, None, self._head.kind)
-
-
-async def _adopted(connection: Coroutine[Any, Any, object]) -> None:
-    with suppress(OSError):  # the client has left, or speaks no TLS
-        await connection
 
 
 def _run_at_once(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None] | None":

@@ -22,10 +22,10 @@ from sse_broker.backend import Backend
 from sse_broker.broker import Broker
 from sse_broker.config import Config
 from sse_broker.gate import Gate
+from sse_broker.http_server import HttpServer
 from sse_broker.listener import listen, public_address
 from sse_broker.server import PEER_TIMEOUT_HEARTBEATS, make_backend
 from sse_broker.web_api import Api
-from sse_broker.web_door import HttpServer
 from tests.broker_process import SECRET, RedisKind
 from tests.event_client import Api as ApiClient
 from tests.event_client import EventClient
@@ -133,7 +133,7 @@ class ServedBroker:
         """Return how many connections the HTTP server has, streams not among them."""
         server = self.http.runner.server
         assert server is not None
-        return len(self.http.doors) + len([one for one in server.connections if one.transport is not None])
+        return len(self.http.hall.doors) + len([one for one in server.connections if one.transport is not None])
 
     @property
     def address(self) -> str:

@@ -71,7 +71,7 @@ async def served() -> AsyncIterator[ServedBroker]:
 
 def connect(broker: ServedBroker) -> tuple[Door, Wire]:
     """Return a connection without a socket."""
-    door, wire = Door(broker.http, asyncio.get_running_loop()), Wire()
+    door, wire = Door(broker.http.hall, asyncio.get_running_loop()), Wire()
     wire.protocol = door
     door.connection_made(wire)  # type: ignore[arg-type]
     return door, wire

@@ -57,6 +57,7 @@ LAYERS = (
     ("web_events", "web_heads"),
     ("web",),
     ("web_door", "reload"),
+    ("http_server",),
     ("slow_clients",),
     ("server", "workers"),
     ("api_client", "command_checks", "config_commands"),

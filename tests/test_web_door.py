@@ -239,7 +239,7 @@ async def test_a_client_that_sends_without_end_behind_a_request_is_paused(on_slo
         request = request_bytes("GET", "/token?uid=u&padding=" + "x" * 8000)
         count = 6 * MAX_BEHIND_BYTES // len(request)
         connection.writer.write(request * count)
-        (door,) = broker.http.doors
+        (door,) = broker.http.hall.doors
         await until(lambda: sum(map(len, door._behind)) > MAX_BEHIND_BYTES, what="much behind")
         for _ in range(50):
             await asyncio.sleep(0)
@@ -256,16 +256,16 @@ async def test_a_client_that_leaves_before_its_answer_hurts_nobody(on_slow_backe
         await connection.send(PLAIN["json"])
         await until(lambda: backend.publishing, what="publishing")
         await connection.close(abrupt=abrupt)
-    await until(lambda: not broker.connection_count() or len(broker.http.doors) == 0, what="gone")
+    await until(lambda: not broker.connection_count() or len(broker.http.hall.doors) == 0, what="gone")
     backend.may_publish.set()
-    await until(lambda: not broker.http.works, what="the work's end")
+    await until(lambda: not broker.http.hall.works, what="the work's end")
 
 
 async def test_the_end_of_the_server_waits_for_an_answer(on_slow_backend: SlowServed) -> None:
     broker, backend = on_slow_backend
     async with RawConnection(broker.port) as connection, RawConnection(broker.port) as idle:
         await connection.send(PLAIN["json"])
-        await until(lambda: backend.publishing and len(broker.http.doors) >= 2, what="publishing")
+        await until(lambda: backend.publishing and len(broker.http.hall.doors) >= 2, what="publishing")
         closing = asyncio.create_task(broker.http.close())
         assert await idle.ended()
         backend.may_publish.set()
@@ -285,7 +285,7 @@ async def test_connection_close_is_obeyed(served: ServedBroker) -> None:
 
 async def test_a_client_that_reads_no_answer_is_read_no_further(served: ServedBroker) -> None:
     async with RawConnection(served.port) as connection:
-        (door,) = await until(lambda: list(served.http.doors)[-1:], what="the door")
+        (door,) = await until(lambda: list(served.http.hall.doors)[-1:], what="the door")
         door.pause_writing()  # as the transport does when answers pile up
         await connection.send(PLAIN["json"])
         async with RawConnection(served.port) as other:
@@ -301,10 +301,10 @@ async def test_a_connection_that_is_silent_for_long_is_closed(
     served: ServedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with RawConnection(served.port) as silent, RawConnection(served.port) as other:
-        await until(lambda: len(served.http.doors) >= 2, what="two connections")
+        await until(lambda: len(served.http.hall.doors) >= 2, what="two connections")
         await other.send(PLAIN["query"])
         assert (await other.answer("GET")).status == 200
-        monkeypatch.setattr("sse_broker.web_door.KEEPALIVE_SECONDS", -1.0)
+        monkeypatch.setattr("sse_broker.http_server.KEEPALIVE_SECONDS", -1.0)
         served.http._sweep()
         assert await silent.ended()
 

@@ -70,7 +70,7 @@ async def test_a_known_head_whose_body_comes_later_waits_for_it(served: ServedBr
         await connection.send(request)
         assert (await connection.answer("POST")).status == 200
         await connection.send(request[: start + cut] if cut > 0 else request[:cut])
-        await until(lambda: [door for door in served.http.doors if door.body_progress], what="the first part")
+        await until(lambda: [door for door in served.http.hall.doors if door.body_progress], what="the first part")
         await connection.send(request[start + cut :] if cut > 0 else request[cut:])
         assert (await connection.answer("POST")).status == 200
 
@@ -96,7 +96,7 @@ async def test_a_get_is_not_remembered(served: ServedBroker) -> None:
         for number in range(3):
             await connection.send(request_bytes("GET", f"/send?data={number}", {"X-SSE-API-Key": "key"}))
             assert (await connection.answer("GET")).status == 200
-    assert len(served.http.heads) == 0
+    assert len(served.http.hall.heads) == 0
 
 
 async def test_so_many_heads_are_remembered_and_no_long_ones(served: ServedBroker) -> None:
@@ -104,7 +104,7 @@ async def test_so_many_heads_are_remembered_and_no_long_ones(served: ServedBroke
         for number in range(MAX_HEADS + 10):
             await connection.send(send("key", f"X-Number: {number}", data="x"))
             assert (await connection.answer("POST")).status == 200
-        assert len(served.http.heads) == 10
+        assert len(served.http.hall.heads) == 10
         await connection.send(send("key", f"X-Long: {'x' * MAX_HEAD_BYTES}", data="x"))
         assert (await connection.answer("POST")).status == 200
-        assert len(served.http.heads) == 10
+        assert len(served.http.hall.heads) == 10
