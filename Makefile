@@ -8,7 +8,7 @@ KIND ?=
 SEED ?=
 SECONDS ?=
 
-.PHONY: help run test check format lint types bench bench-check torture soak bundle exe rpm deb audit fuzz clean tools
+.PHONY: help run test check format lint types bench bench-check torture soak bundle exe rpm deb audit fuzz fuzz-api clean tools
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -73,6 +73,9 @@ audit: $(VENV)/.run  ## look for known holes in what the program uses; needs the
 
 fuzz: $(VENV)/.test  ## feed made-up bytes to everything that takes a stranger's; ARGS="--cases 100000 --seed 7 token"
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+fuzz-api: tools  ## Schemathesis over /openapi.json; ARGS="--seconds 600 --seed 7"
+	$(BIN)/python -m tests.api_fuzz $(ARGS)
 
 clean:  ## remove what these commands made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,28 +2,103 @@
 what an endpoint does is said where it is done (`web_api`, `web_events`).
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sse_broker.version import VERSION
 
 Json = dict[str, Any]
 
-_TEXT: Json = {"type": "string", "minLength": 1, "maxLength": 256}
-_NAMES: Json = {"type": "array", "items": _TEXT, "minItems": 1}
+# Bounds of `frame` and `tokens`, which a test compares.
+MAX_EVENT_CHARS = 256
+MAX_NAME_CHARS = 256
+MAX_TTL_SECONDS = 3_155_760_000
+
+_JSON = "application/json"
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _COUNT: Json = {"type": "integer", "minimum": 0}
-_MESSAGE: Json = {
-    "type": "object",
-    "required": ["data"],
-    "properties": {
-        "data": {"description": "What is delivered; what is not text is sent as its compact JSON."},
-        "event": {
-            "type": "string",
-            "maxLength": 256,
-            "description": "The event's name; not one that begins with sys_.",
-        },
-        "uid": _NAMES | {"description": "Users; with neither users nor devices everyone is meant."},
-        "device": _NAMES | {"description": "Devices by name."},
-    },
+_WORD: Json = {"type": "string", "maxLength": MAX_NAME_CHARS}
+_GIVEN: Json = {"minLength": 1}
+_LAST_ID: Json = {"type": "string", "pattern": "^[0-9]{1,16}$"}
+_SECONDS: Json = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TTL_SECONDS}
+_EVENT: Json = {
+    "allOf": [
+        {"type": "string", "maxLength": MAX_EVENT_CHARS, "pattern": "^[^\\r\\n\\u0000]*$"},
+        {"not": {"pattern": "^sys_"}},
+    ]
+}
+# Text with commas between names, at least one of which is not empty; no text at all is no list.
+_SOME_NAMES: Json = {"allOf": [{"type": "string", "pattern": "^[^,]{0,256}(,[^,]{0,256})*$"}, {"pattern": "[^ ,]"}]}
+_NAMES: Json = {"anyOf": [{"type": "string", "maxLength": 0}, _SOME_NAMES]}
+# In JSON numbers are taken for text, and a list may be an array, whose empty items are dropped.
+_JSON_WORD: Json = {"type": ["string", "number"], "maxLength": MAX_NAME_CHARS}
+_JSON_WORD_OR_NONE: Json = {"type": ["string", "number", "null"], "maxLength": MAX_NAME_CHARS}
+_JSON_LISTS: tuple[Json, ...] = (
+    {"type": "number"},
+    {"type": "array", "items": _JSON_WORD, "contains": _JSON_WORD | _GIVEN},
+)
+_JSON_NAMES: Json = {"anyOf": [{"type": "null"}, *_NAMES["anyOf"], *_JSON_LISTS]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A parameter: as text, as in a query or a form, and as JSON."""
+
+    name: str
+    text: Json
+    json: Json
+    description: str
+    example: object = None
+
+    def schema(self, json: bool) -> Json:
+        """Return its schema in a body."""
+        shown = {"examples": [self.example]} if self.example is not None else {}
+        return (self.json if json else self.text) | {"description": self.description} | shown
+
+    def parameter(self, required: bool) -> Json:
+        """Return it as a parameter of the query."""
+        where = {"name": self.name, "in": "query", "required": required, "description": self.description}
+        return where | {"schema": self.text} | ({"example": self.example} if self.example is not None else {})
+
+
+_TOKEN_FIELDS = (
+    _Field("uid", _WORD | _GIVEN, _JSON_WORD | _GIVEN, "The user.", "alice"),
+    _Field("device", _WORD, _JSON_WORD_OR_NONE, "The one device that the token is for.", "phone"),
+    _Field("ttl", _SECONDS, _SECONDS | {"type": ["number", "null"]}, "How many seconds it lives.", 60),
+)
+_TARGET_FIELDS = (
+    _Field("uid", _NAMES, _JSON_NAMES, "Users.", "alice,bob"),
+    _Field("device", _NAMES, _JSON_NAMES, "Devices by name."),
+)
+_MESSAGE_FIELDS = (
+    _Field(
+        "data",
+        {"type": "string"},
+        {},
+        "What is delivered; what is not text is sent as its compact JSON.",
+        "Your parcel is here",
+    ),
+    _Field("event", _EVENT, {"anyOf": [_EVENT, {"type": ["number", "null"]}]}, "The event's name.", "order_shipped"),
+    *_TARGET_FIELDS,
+)
+_KICK_FIELDS = (*_TARGET_FIELDS, _Field("data", {"type": "string"}, {}, "Told to the devices.", "logged out"))
+_SOMEBODY: Json = {"anyOf": [_SOME_NAMES, *_JSON_LISTS]}
+_KICK_RULE: Json = {
+    "anyOf": [{"required": [name], "properties": {name: _SOMEBODY}} for name in ("uid", "device")],
+}
+_INFO_FIELDS = (
+    _Field("device", _WORD, _JSON_WORD_OR_NONE, "A device by name."),
+    _Field("uid", _WORD, _JSON_WORD_OR_NONE, "A user.", "alice"),
+    _Field("ip", _WORD, _JSON_WORD_OR_NONE, "An instance by its address, with or without port."),
+    _Field("address", _WORD, _JSON_WORD_OR_NONE, "The same."),
+)
+_TOGETHER = (("device", "uid"), ("device", "ip"), ("device", "address"), ("uid", "ip"), ("uid", "address"))
+_NOT_EMPTY: Json = {"type": ["string", "number"], "minLength": 1}
+_INFO_RULE: Json = {
+    "not": {
+        "anyOf": [{"required": list(pair), "properties": dict.fromkeys(pair, _NOT_EMPTY)} for pair in _TOGETHER],
+    }
 }
 _REFUSALS = {
     "400": "A parameter is missing or wrong.",
@@ -47,27 +122,21 @@ def description() -> Json:
             "GET with a query and POST with JSON, a form or a multipart form.",
         },
         "paths": {
-            "/token": _both(
-                "token",
-                "Make a token with which a user may listen.",
-                {"type": "object", "required": ["uid"], "properties": _token_fields()},
-                {"type": "string"},
-            ),
+            "/token": _token(),
             "/send": _send(),
             "/info": _both(
                 "info",
                 "Tell who is online: a user, a device, an instance, or the cluster when none is named.",
-                {"type": "object", "properties": dict.fromkeys(("uid", "device", "ip", "address"), _TEXT)},
+                _INFO_FIELDS,
                 {"type": "object"},
+                rule=_INFO_RULE,
             ),
             "/kick": _both(
                 "kick",
                 "End the streams of users and devices and revoke their tokens; at least one must be named.",
-                {
-                    "type": "object",
-                    "properties": {"uid": _NAMES, "device": _NAMES, "data": {"description": "Told to the devices."}},
-                },
+                _KICK_FIELDS,
                 _COUNT,
+                rule=_KICK_RULE,
             ),
             "/events": {"get": _events()},
         },
@@ -75,73 +144,91 @@ def description() -> Json:
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a token with `publish`."},
                 "key": {"type": "apiKey", "in": "header", "name": "X-SSE-API-Key"},
-                "token": {"type": "apiKey", "in": "query", "name": "token"},
+                "tokenBearer": {"type": "http", "scheme": "bearer", "description": "A listener's token."},
                 "tokenHeader": {"type": "apiKey", "in": "header", "name": "X-SSE-TOKEN"},
             },
-            "schemas": {"Message": _MESSAGE, "Failure": _answer({"const": ""}, {"type": "integer", "minimum": 400})},
+            "schemas": {"Message": _message(), "Failure": _answer({"const": ""}, {"type": "integer", "minimum": 400})},
         },
     }
 
 
-def _token_fields() -> Json:
-    seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": 31_536_000, "description": "Seconds of life."}
-    return {"uid": _TEXT, "device": _TEXT | {"description": "The one device that the token is for."}, "ttl": seconds}
-
-
-def _both(name: str, summary: str, schema: Json, result: Json) -> Json:
-    """Return an endpoint that takes the same parameters as a query and as a body."""
-    required = schema.get("required", ())
-    query = []
-    for key, value in schema["properties"].items():
-        flat = _TEXT if value.get("type") == "array" or "type" not in value else value
-        query.append({"name": key, "in": "query", "required": key in required, "schema": flat})
-    content = {
-        "application/json": {"schema": schema},
-        "application/x-www-form-urlencoded": {"schema": schema},
-        "multipart/form-data": {"schema": schema},
-    }
+def _both(
+    name: str,
+    summary: str,
+    fields: Sequence[_Field],
+    result: Json,
+    *,
+    required: Sequence[str] = (),
+    rule: Json | None = None,
+) -> Json:
+    """Return an endpoint that takes the same fields as a query and as a body; `rule` says which of them go together."""
+    query = [field.parameter(field.name in required) for field in fields]
+    content = {kind: {"schema": _object(fields, required, rule, json=kind == _JSON)} for kind in (_JSON, *_FORMS)}
+    body = {"content": content, "required": bool(required or rule is _KICK_RULE)}
     shared: Json = {"summary": summary, "responses": _responses(result), "security": [{"bearer": []}, {"key": []}]}
     return {
         "get": shared | {"operationId": f"{name}ByQuery", "parameters": query},
-        "post": shared | {"operationId": name, "requestBody": {"content": content, "required": bool(required)}},
+        "post": shared | {"operationId": name, "requestBody": body},
     }
+
+
+def _object(fields: Iterable[_Field], required: Sequence[str], rule: Json | None, *, json: bool) -> Json:
+    properties = {field.name: field.schema(json) for field in fields}
+    return {"type": "object", "properties": properties, "required": list(required)} | (rule or {})
+
+
+def _token() -> Json:
+    """Return the endpoint, and where its result goes."""
+    summary = "Make a token with which a user may listen."
+    endpoint = _both("token", summary, _TOKEN_FIELDS, {"type": "string"}, required=["uid"])
+    link = {
+        "operationId": "events",
+        "parameters": {"token": "$response.body#/result"},
+        "description": "Opens a stream, of the token's device if it names one.",
+    }
+    for method in endpoint.values():
+        responses = method["responses"]
+        method["responses"] = responses | {"200": responses["200"] | {"links": {"listen": link}}}
+    return endpoint
+
+
+def _message() -> Json:
+    return _object(_MESSAGE_FIELDS, ["data"], None, json=True)
 
 
 def _send() -> Json:
     failed = {"type": "object", "properties": {"code": {"type": "integer"}, "msg": {"type": "string"}}}
     result = {"oneOf": [_COUNT, {"type": "array", "items": {"oneOf": [_COUNT, failed]}}]}
-    endpoint = _both("send", "Send an event to users, devices or everyone.", _MESSAGE, result)
+    summary = "Send an event to users, devices or everyone; with neither users nor devices everyone is meant."
+    endpoint = _both("send", summary, _MESSAGE_FIELDS, result, required=["data"])
     content = endpoint["post"]["requestBody"]["content"]
-    many = {
-        "type": "object",
-        "required": ["messages"],
-        "properties": {"messages": {"type": "array", "items": _MESSAGE}},
-    }
-    content["application/json"] = {"schema": {"oneOf": [_MESSAGE, many]}}
+    one = {"$ref": "#/components/schemas/Message"}
+    each = {"description": "Each a Message; one that is none has its code and what is wrong in the result."}
+    many = {"type": "object", "required": ["messages"], "properties": {"messages": {"type": "array", "items": each}}}
+    content[_JSON] = {"schema": {"anyOf": [one, many]}}
     content["application/x-ndjson"] = {"schema": {"type": "string", "description": "One message in JSON on each line."}}
     return endpoint
 
 
 def _events() -> Json:
-    names = {
-        "token": "Required here or as the header X-SSE-TOKEN or Authorization: Bearer.",
-        "device": "This client's own name; required here or as the header X-SSE-DEVICE.",
-        "id": "The last id that the client has; the header Last-Event-ID wins.",
-    }
-    schemas = {"token": {"type": "string"}, "device": _TEXT, "id": {"type": "string", "pattern": "^[0-9]{1,16}$"}}
+    token = "The token: required here, as X-SSE-TOKEN, as Authorization: Bearer or in a cookie; a header wins."
+    parameters = [
+        {"name": "token", "in": "query", "description": token, "schema": {"type": "string"}},
+        _Field("device", _WORD | _GIVEN, {}, "This client's own name; X-SSE-DEVICE wins.", "phone").parameter(True),
+        _Field("id", _LAST_ID, {}, "The last id that the client has; Last-Event-ID wins.").parameter(False),
+    ]
     responses = _responses({})
-    responses["200"] = {"description": "The stream.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    event = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
+    responses["200"] = {"description": "The stream.", "content": {"text/event-stream": {"schema": event}}}
     for status in ("413", "415"):
         del responses[status]
     return {
         "operationId": "events",
         "summary": "Open an event stream.",
-        "parameters": [
-            {"name": name, "in": "query", "required": False, "description": text, "schema": schemas[name]}
-            for name, text in names.items()
-        ],
+        "parameters": parameters,
         "responses": responses,
-        "security": [{"token": []}, {"tokenHeader": []}, {"bearer": []}],
+        # The empty one is for the query and the cookie.
+        "security": [{"tokenHeader": []}, {"tokenBearer": []}, {}],
     }
 
 

@@ -30,6 +30,7 @@ MAX_TOKEN_CHARS = 8192
 MAX_NAME_CHARS = 256
 # The end of the year 9999: a later `exp` is no time that anything here can wait for or hand to Redis.
 MAX_EXPIRES_AT = 253_402_300_799
+MAX_TTL_SECONDS = 3_155_760_000
 
 # {"alg":"HS256","typ":"JWT"}, as this program and nearly every library spell it.
 _USUAL_HEADER = b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
@@ -126,8 +127,8 @@ class Tokens:
         `verify` would refuse.
         """
         now = self._clock()
-        if not 0 < ttl_seconds <= MAX_EXPIRES_AT - now - 1:
-            raise BadRequest("'ttl' must be more than 0 seconds and end before the year 10000")
+        if not 0 < ttl_seconds <= MAX_TTL_SECONDS:
+            raise BadRequest("'ttl' must be more than 0 seconds and at most a hundred years")
         # `iat` keeps its fraction: a token that is minted again within the second in which its like was revoked must be
         # another token. RFC 7519, section 2, allows fractions; `exp` stays whole for libraries that forget it.
         claims: dict[str, Any] = {"uid": _checked_name(uid, "'uid'", BadRequest)}

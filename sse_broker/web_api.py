@@ -110,7 +110,7 @@ async def info(api: Api, head: Head, body: Body, caller: Caller) -> object:
     asked = {
         "device": params.text("device", max_chars=MAX_NAME_CHARS),
         "uid": params.text("uid", max_chars=MAX_NAME_CHARS),
-        "ip": params.text("ip") or params.text("address"),
+        "ip": params.text("ip", max_chars=MAX_NAME_CHARS) or params.text("address", max_chars=MAX_NAME_CHARS),
     }
     given = [name for name, value in asked.items() if value]
     if len(given) > 1:

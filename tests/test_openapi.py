@@ -1,14 +1,19 @@
-"""The description at /openapi.json: true for the API as it is. A fuzzer works from it (`make fuzz`); here a few cases of its own."""
+"""The description at /openapi.json: true for the API as it is, as Schemathesis finds in some seconds (`make fuzz-api`: longer)."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import aiohttp
 import pytest
 from openapi_spec_validator import validate
 
+from sse_broker import frame, openapi, tokens
 from sse_broker.openapi import description
+from tests.api_fuzz import KEY, fuzz
+from tests.broker_process import BrokerProcess
+from tests.redis_servers import RedisServer
 from tests.served import Serve
 
 GOOD = {
@@ -47,3 +52,18 @@ async def test_what_it_allows_is_taken_and_answered_as_it_says(serve_embedded: S
     assert answer.status == 200, answer
     schema = description()["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert set(answer.body) == set(schema["required"])
+
+
+def test_its_bounds_are_those_of_the_program() -> None:
+    assert frame.MAX_EVENT_CHARS == openapi.MAX_EVENT_CHARS
+    assert tokens.MAX_NAME_CHARS == openapi.MAX_NAME_CHARS
+    assert tokens.MAX_TTL_SECONDS == openapi.MAX_TTL_SECONDS
+
+
+async def test_schemathesis_finds_nothing_with_all_phases_and_checks(redis_server: RedisServer) -> None:
+    async with BrokerProcess({"api": {"keys": [KEY]}}, redis=redis_server) as broker:
+        report = await fuzz(broker.base_url, seconds=20, seed=1)
+    assert report.clean, report.text[-8000:]
+    for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
+        assert re.search(rf"✅ +{phase} \(in", report.text), report.text
+    assert report.cases >= 300
