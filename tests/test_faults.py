@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import Scene, Stage
+from tests.faults import HEARTBEAT_SECONDS, Scene, Stage
 from tests.waiting import until
 
 FREEZE_SECONDS = 15
@@ -101,3 +101,22 @@ async def test_a_redis_that_is_flushed_under_load_is_filled_again(stage: Stage) 
                 await scene.accepted(30)
         scene.check_streams_stayed_open()
         scene.check_answers()
+
+
+async def test_a_redis_that_is_full_refuses_sends_and_all_goes_on_once_it_has_room(stage: Stage) -> None:
+    """Heartbeats of the instances are refused as well, and yet nobody is taken for dead afterwards."""
+    loop = asyncio.get_running_loop()
+    async with Scene(stage) as scene:
+        with scene.recorder.fault(after=4):
+            try:
+                await scene.redis.ask("CONFIG", "SET", "maxmemory", "1mb")
+                start = loop.time()
+                await scene.refused(20)
+                await until(lambda: loop.time() - start > 3 * HEARTBEAT_SECONDS, seconds=20, what="three heartbeats")
+                scene.check_streams_stayed_open()
+            finally:
+                await scene.redis.ask("CONFIG", "SET", "maxmemory", "0")
+            await scene.accepted()
+        scene.check_streams_stayed_open()
+        scene.check_answers()
+        assert "cleared" not in scene.warnings()
