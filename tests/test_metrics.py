@@ -119,3 +119,13 @@ async def test_dashboard_and_alerts_name_metrics_that_exist(name: str, run_broke
     known = {metric.partition(":")[0] for metric in await _metrics(broker)}
     assert named
     assert named <= known
+
+
+def test_the_operators_page_names_every_alert_and_only_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    alerts = re.findall(r"- alert: (\w+)", (ROOT / "docs" / "monitoring" / "alerts.yml").read_text())
+    assert len(alerts) > 5
+    assert [name for name in alerts if f"| `{name}` |" not in page] == []
+    tests = set(re.findall(r"`(test_\w+\.py)`", page))
+    assert len(tests) > 5
+    assert [name for name in tests if not (ROOT / "tests" / name).exists()] == []
