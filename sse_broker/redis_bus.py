@@ -54,6 +54,8 @@ class Bus:
         self._open = asyncio.Event()
         self._open.set()
         self._task: asyncio.Task[None] | None = None
+        # Whether it is connected and hands on what comes.
+        self.following = False
         self.last_id = 0
         self.damaged = 0
         self.lag_seconds = 0.0
@@ -101,11 +103,13 @@ class Bus:
             # broadcast that is handed on before would have a greater id, and the streams had to do without those frames.
             if self._put_right is not None:
                 await self._put_right()
+            self.following = True
             while True:
                 await self._open.wait()
                 await self._read(connection)
                 self._pause = RECONNECT_SECONDS[0]
         finally:
+            self.following = False
             connection.drop()
 
     async def _read(self, connection: RedisConnection) -> None:
