@@ -8,7 +8,7 @@ KIND ?=
 SEED ?=
 SECONDS ?=
 
-.PHONY: help run test check format lint types bench bench-check torture soak bundle exe rpm deb audit fuzz fuzz-api clean tools
+.PHONY: help run test check format lint types bench bench-check torture soak bundle exe rpm deb sbom audit fuzz fuzz-api clean tools
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -66,6 +66,10 @@ rpm:  ## build the rpm from the bundle
 deb:  ## build the deb from the bundle
 bundle exe rpm deb: $(BIN)/python
 	$(BIN)/python packaging/build.py $@
+
+sbom: $(VENV)/.run  ## write dist/sse-broker.cdx.json, what the program is made of
+	$(BIN)/python -m pip install --quiet 'cyclonedx-bom >=7'
+	$(BIN)/python packaging/sbom.py
 
 audit: $(VENV)/.run  ## look for known holes in what the program uses; needs the network
 	$(BIN)/python -m pip install --quiet 'pip-audit >=2.7'

@@ -65,7 +65,13 @@ class _Field:
 _TOKEN_FIELDS = (
     _Field("uid", _WORD | _GIVEN, _JSON_WORD | _GIVEN, "The user.", "alice"),
     _Field("device", _WORD, _JSON_WORD_OR_NONE, "The one device that the token is for.", "phone"),
-    _Field("ttl", _SECONDS, _SECONDS | {"type": ["number", "null"]}, "How many seconds it lives.", 60),
+    _Field(
+        "ttl",
+        {"anyOf": [_SECONDS, {"type": "string", "maxLength": 0}]},
+        _SECONDS | {"type": ["number", "null"]},
+        "How many seconds it lives.",
+        60,
+    ),
 )
 _TARGET_FIELDS = (
     _Field("uid", _NAMES, _JSON_NAMES, "Users.", "alice,bob"),

@@ -107,11 +107,9 @@ async def kick(api: Api, head: Head, body: Body, caller: Caller) -> object:
 async def info(api: Api, head: Head, body: Body, caller: Caller) -> object:
     """Tell who is online: a user, a device, an instance or the cluster."""
     params = await _params(head, body)
-    asked = {
-        "device": params.text("device", max_chars=MAX_NAME_CHARS),
-        "uid": params.text("uid", max_chars=MAX_NAME_CHARS),
-        "ip": params.text("ip", max_chars=MAX_NAME_CHARS) or params.text("address", max_chars=MAX_NAME_CHARS),
-    }
+    asked = {name: params.text(name, max_chars=MAX_NAME_CHARS) for name in ("device", "uid", "ip", "address")}
+    address = asked.pop("address")
+    asked["ip"] = asked["ip"] or address
     given = [name for name, value in asked.items() if value]
     if len(given) > 1:
         raise BadRequest(f"'{given[0]}' and '{given[1]}' can not be asked for together")

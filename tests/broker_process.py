@@ -72,7 +72,7 @@ class BrokerProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="broker-")
         self.folder = Path(self._folder.name)
         self._env = {key: value for key, value in os.environ.items() if not key.startswith("SSE_BROKER_")}
-        self._env["PYTHONPATH"] = str(ROOT)
+        self._env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         if redis is not None and redis.config.get("tls"):
             self._env["SSL_CERT_FILE"] = str(redis.ca_file)
         self._env |= env or {}
