@@ -16,7 +16,7 @@ from sse_broker.backend import Presence
 from sse_broker.errors import Unauthorized
 from sse_broker.presence import Reason, Touch, device_id_of
 from sse_broker.redis_scripts import CLEAR, RETIRE
-from tests.backends import Node, Site
+from tests.backends import Node, Site, stop_beating
 from tests.waiting import until
 
 HEARTBEAT = 0.6
@@ -96,7 +96,7 @@ async def use_everything(site: Site, nodes: list[Node]) -> None:
         await two.join("kicked", "u9", token_digest="digest", **until_then)
     one.leave(devices[0])
     await two.join(devices[1].device_name, "another user")
-    await dead.backend._cluster.close()  # type: ignore[attr-defined]
+    await stop_beating(dead)
 
     async def cleared() -> bool:
         return len(await one.backend.instances()) == 2
@@ -109,7 +109,7 @@ async def use_everything(site: Site, nodes: list[Node]) -> None:
 async def clear_half(one: Node, two: Node, _: Node) -> None:
     """Begin to clear an instance with several devices, and stop there."""
     for node in (one, two):
-        await node.backend._cluster.close()  # type: ignore[attr-defined]
+        await stop_beating(node)
     lane = one.backend._lane  # type: ignore[attr-defined]
     await lane.call(RETIRE, two.instance.id)  # which only ends its heartbeat while it holds devices
     removed, left, _ = await lane.call(CLEAR, two.instance.id, 1, "", 1000, one.instance.id, "")
@@ -158,7 +158,7 @@ async def test_what_an_instance_left_behind_is_removed_by_the_others(shared_site
     nodes = [await shared_site.node(heartbeat_seconds=HEARTBEAT, expire_seconds=EXPIRE) for _ in range(2)]
     await nodes[0].join("a", "ann")
     await nodes[1].send("x")
-    await nodes[0].backend._cluster.close()  # type: ignore[attr-defined]
+    await stop_beating(nodes[0])
 
     async def cleared() -> bool:
         return await nodes[1].backend.counts() == (0, 0)
