@@ -131,7 +131,7 @@ def _frame(number: int, fields: dict[str, str]) -> Frame:
 
 def _fields(entry: Entry) -> dict[str, str]:
     try:
-        flat = [bytes(part).decode() for part in entry[1]]  # type: ignore[attr-defined]
-    except (TypeError, ValueError, IndexError):
+        flat = [part.decode() for part in entry[1]]  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError, IndexError):
         raise DamagedEntry("fields that are no text") from None
     return dict(zip(flat[::2], flat[1::2], strict=False))
