@@ -190,15 +190,23 @@ def redis_server() -> Iterator[Process]:
 
 @contextlib.contextmanager
 def broker(
-    redis: Process | None = None, *, workers: int = 1, heartbeat_seconds: int = 60, stall_file: Path | None = None
+    redis: Process | None = None,
+    *,
+    workers: int = 1,
+    heartbeat_seconds: int = 60,
+    stall_file: Path | None = None,
+    server_lines: str = "",
+    tables: str = "",
 ) -> Iterator[Process]:
     """Run a broker as users do, on the embedded backend or on the given Redis; its logs go to a file.
 
+    `server_lines` are further keys of `[server]`, `tables` further tables.
     Heartbeats are rare by default, since most scenarios measure something else. With `stall_file` its loop is watched.
     """
     port = free_port()
     config = OUT / f"broker-{port}.toml"
-    text = f'[server]\nhost = "{HOST}"\nport = {port}\nworkers = {workers}\n[jwt]\nsecret = "{SECRET}"\n'
+    text = f'[server]\nhost = "{HOST}"\nport = {port}\nworkers = {workers}\n{server_lines}'
+    text += f'[jwt]\nsecret = "{SECRET}"\n{tables}'
     text += f"[sse]\nheartbeat_interval = {heartbeat_seconds}\n"
     if redis is not None:
         text += f'[redis]\naddrs = ["{HOST}:{redis.port}"]\n'

@@ -138,11 +138,11 @@ class Lab:
             yield client
 
     @contextlib.contextmanager
-    def bed(self, backend: str, streams: int, *, workers: int = 1) -> Iterator[Bed]:
+    def bed(self, backend: str, streams: int, *, workers: int = 1, tables: str = "") -> Iterator[Bed]:
         """Run a broker on a backend and the C loop; both have `streams` open and are warmed up."""
         with contextlib.ExitStack() as stack:
             redis = stack.enter_context(self.backend(backend))
-            server = stack.enter_context(broker(redis, workers=workers))
+            server = stack.enter_context(broker(redis, workers=workers, tables=tables))
             tokens = write_tokens("main", streams)
             subject = stack.enter_context(load_client(server, tokens, redis))
             open_streams(subject, streams)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import guarded
 from harness import (
     OUT,
     BenchError,
@@ -340,7 +341,27 @@ def flat(lab: Lab) -> Iterator[Row]:
     yield Row(f"further delivery at {LARGE} streams over {few}", growth, "times", max_value=1.1, details=details)
 
 
+def limits(lab: Lab) -> Iterator[Row]:
+    """What looking at limits costs a send and an opening."""
+    yield from guarded.limits(lab, lambda lab, bed: _targeted(lab, bed.subject), _reopen, SMALL)
+
+
 SCENARIOS: dict[str, Callable[[Lab], Iterator[Row]]] = {
     scenario.__name__: scenario
-    for scenario in (broadcast, burst, minimal, latency, memory, connect, storm, idle, targeted, batch, workers, flat)
+    for scenario in (
+        broadcast,
+        burst,
+        minimal,
+        latency,
+        memory,
+        connect,
+        storm,
+        idle,
+        targeted,
+        batch,
+        workers,
+        flat,
+        guarded.tls,
+        limits,
+    )
 }
