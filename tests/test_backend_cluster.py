@@ -273,7 +273,6 @@ async def test_an_instance_that_lives_is_not_cleared_whoever_thinks_so(shared_si
     assert len(await two.backend.instances()) == 2
 
 
-@pytest.mark.core
 async def test_an_instance_that_was_cleared_and_lives_joins_its_devices_again_and_says_so(
     shared_site: Site, redis_server: RedisServer
 ) -> None:
