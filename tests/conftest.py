@@ -28,6 +28,22 @@ from tests.witness import watched
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")
 
+# The mode of these processes; who starts a broker says whether it is that of the broker.
+os.environ.pop("PYTHONDEVMODE", None)
+
+# Files whose tests take the longest, in this order, so that they do not begin last; what is built is built by one process.
+BUILT = ("test_exe", "test_bundle", "test_rpm", "test_container")
+LONGEST = (*BUILT, "test_torture", "test_hygiene", "test_wire", "test_faults", "test_node_faults", "test_demo_page")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file to one process, where several share the work (`pytest -n`): fixtures of a module are made once."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("built" if item.path.stem in BUILT else item.path.stem))
+
+
 # The servers are not tied to an event loop, so plain fixtures of wide scope can own them.
 
 
