@@ -26,21 +26,8 @@ from sse_broker.redis_connection import FAILURES, REFUSALS
 from sse_broker.redis_entries import DamagedEntry, device_json, device_of, page_of
 from sse_broker.redis_group import Group, target_arguments
 from sse_broker.redis_lane import CALL_SECONDS, Lane
-from sse_broker.redis_scripts import (
-    BEAT,
-    CLEAR,
-    HELD,
-    JOIN,
-    KICK,
-    LEAVE,
-    OVERVIEW,
-    PUBLISH,
-    REGISTER,
-    REJOIN,
-    REPLAY,
-    RETIRE,
-    ROUTES,
-)
+from sse_broker.redis_member_scripts import BEAT, CLEAR, HELD, OVERVIEW, REGISTER, REJOIN, RETIRE
+from sse_broker.redis_scripts import JOIN, KICK, LEAVE, PUBLISH, REPLAY, ROUTES
 from sse_broker.redis_touches import Touches
 from sse_broker.target import Message, Sent, Target
 

@@ -28,7 +28,9 @@ from sse_broker.errors import Unavailable
 from sse_broker.redis_client import RedisClient
 from sse_broker.redis_connection import FAILURES, RedisConnection
 from sse_broker.redis_keys import shard_key
-from sse_broker.redis_scripts import ALL, PROBE, Script
+from sse_broker.redis_member_scripts import PROBE
+from sse_broker.redis_script import Script
+from sse_broker.redis_scripts import ALL
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from sse_broker import redis_keys
 from sse_broker.backend import Presence
 from sse_broker.errors import Unauthorized
 from sse_broker.presence import Reason, Touch, device_id_of
-from sse_broker.redis_scripts import CLEAR, RETIRE
+from sse_broker.redis_member_scripts import CLEAR, RETIRE
 from tests.backends import Node, Site, stop_beating
 from tests.waiting import until
 

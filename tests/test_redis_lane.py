@@ -14,7 +14,9 @@ from sse_broker.redis_client import RedisClient
 from sse_broker.redis_connection import FAILURES
 from sse_broker.redis_keys import shard_key
 from sse_broker.redis_lane import BATCH_CALLS, CALL_SECONDS, PATIENCE_SECONDS, Lane
-from sse_broker.redis_scripts import ALL, OVERVIEW, Script
+from sse_broker.redis_member_scripts import OVERVIEW
+from sse_broker.redis_script import Script
+from sse_broker.redis_scripts import ALL
 from tests.cutting_proxy import CuttingProxy
 from tests.redis_servers import RedisServer
 from tests.waiting import until
