@@ -92,7 +92,15 @@ def mount(folder: Path, stage: Stage) -> Path:
     for name in ("root", "changes", "work", "local-changes", "local-work"):
         (folder / stage.name / name).mkdir(parents=True, exist_ok=True)
     _overlay("/", root, folder / stage.name, "")
-    _overlay(f"{sys.base_prefix}:/usr/local", root / "usr/local", folder / stage.name, "local-")
+    if sys.base_prefix in ("/usr", "/usr/local"):  # it is there already; Debian's has no short name
+        local = folder / stage.name / "local-changes" / "bin"
+        local.mkdir(exist_ok=True)
+        python = local / "python"
+        if not python.is_symlink():
+            python.symlink_to(f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}")
+        _overlay("/usr/local", root / "usr/local", folder / stage.name, "local-")
+    else:
+        _overlay(f"{sys.base_prefix}:/usr/local", root / "usr/local", folder / stage.name, "local-")
     for name in HIDDEN:
         if (root / name).is_dir():
             _do("mount", "-t", "tmpfs", "none", root / name)
