@@ -98,6 +98,8 @@ def lay_out() -> None:
     page = TREE / "usr" / "share" / "man" / "man1" / "sse-broker.1.gz"
     page.parent.mkdir(parents=True)
     page.write_bytes(gzip.compress((ROOT / "docs" / "man" / "sse-broker.1").read_bytes(), mtime=0))
+    _complete("bash", "usr/share/bash-completion/completions/sse-broker")
+    _complete("zsh", "usr/share/zsh/site-functions/_sse-broker")
     link = TREE / "usr" / "bin" / "sse-broker"
     link.parent.mkdir(parents=True)
     link.symlink_to("../lib/sse-broker/sse-broker")
@@ -105,6 +107,13 @@ def lay_out() -> None:
         if not path.is_symlink() and (path.is_dir() or path.suffix == ".gz"):
             path.chmod(0o755 if path.is_dir() else 0o644)
     _set_library_modes()
+
+
+def _complete(shell: str, target: str) -> None:
+    path = TREE / target
+    path.parent.mkdir(parents=True)
+    path.write_text(run([DIST / "sse-broker" / "sse-broker", "completion", shell], seconds=60))
+    path.chmod(0o644)
 
 
 def glibc_version() -> str:

@@ -39,6 +39,7 @@ commands, each with its own --help:
   check         look over the configuration and Redis, with advice
   config show   the values in effect and where each comes from, secrets hidden
   config init   write a commented configuration with a fresh secret and key
+  completion    print a script with which bash, zsh or fish complete arguments
 
 exit codes: 0 after SIGTERM or Ctrl-C, 1 if it could not start (port taken, Redis out of reach),
 2 if the configuration is wrong
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Callable[[str], None] |
     `on_ready` is called with the base URL once a server answers. Raises: SystemExit after --help, --version and wrong arguments, as argparse does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] == "completion":
+        return _exit_code(lambda: _completion(argv[1:]))
     if argv and argv[0] in COMMANDS:
         return _exit_code(lambda: _command(argv))
     arguments = _parser().parse_args(argv[1:] if argv[:1] == ["serve"] else argv)
@@ -96,6 +99,14 @@ def _command(argv: Sequence[str]) -> int:
     from sse_broker import commands
 
     return commands.run(argv, _Parser)
+
+
+def _completion(argv: Sequence[str]) -> None:
+    from sse_broker import commands
+
+    parser = _Parser(prog=f"{PROGRAM} completion", description="Print a script with which a shell completes arguments.")
+    parser.add_argument("shell", help="bash, zsh, fish, tcsh or powershell")
+    print(commands.completion(parser.parse_args(argv).shell, _parser()))
 
 
 def _run(read: Callable[[], config.Config], on_ready: Callable[[str], None] | None) -> None:

@@ -21,9 +21,36 @@ def run(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser]) -
     name, *rest = arguments
     add_arguments, command, text = COMMANDS[name]
     parser = parser_class(prog=f"sse-broker {name}", description=text, allow_abbrev=False)
+    _fill(parser, add_arguments)
+    return command(parser.parse_args(rest))
+
+
+def completion(shell: str, parser: argparse.ArgumentParser) -> str:
+    """Return a script with which a shell completes what `parser`, that of the program itself, and every command take.
+
+    Raises: StartError.
+    """
+    try:
+        import shtab
+    except ImportError:
+        raise StartError(
+            "the completion of shells needs the package shtab: pip install 'sse-broker[completion]'"
+        ) from None
+    if shell not in shtab.SUPPORTED_SHELLS:
+        raise StartError(f"there is no completion for '{shell}'; there is for {', '.join(shtab.SUPPORTED_SHELLS)}")
+    below = parser.add_subparsers()
+    for name, (add_arguments, _, text) in COMMANDS.items():
+        _fill(below.add_parser(name, help=text, description=text), add_arguments)
+    for one in (parser, *below.choices.values()):
+        for action in one._actions:
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's way to say what a value is
+    return str(shtab.complete(parser, shell))
+
+
+def _fill(parser: argparse.ArgumentParser, add_arguments: Callable[[argparse.ArgumentParser], None]) -> None:
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="configuration file")
     add_arguments(parser)
-    return command(parser.parse_args(rest))
 
 
 def _client_arguments(parser: argparse.ArgumentParser) -> None:

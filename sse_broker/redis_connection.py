@@ -28,6 +28,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from sse_broker.client_address import join_host_port
 from sse_broker.config import RedisConfig
 
 Address = tuple[str, int]
@@ -67,14 +68,18 @@ class RedisConnection(asyncio.Protocol):
         `sentinel`: it is one, which may or may not want the same user and password as the servers: they are offered, and it
         is no failure when it wants none.
         """
-        async with asyncio.timeout(CONNECT_SECONDS):
-            context = ssl.create_default_context() if config.tls else None
-            _, self = await asyncio.get_running_loop().create_connection(cls, *address, ssl=context)
-            try:
-                replies = await self.call(_login(config, database=not sentinel), CONNECT_SECONDS)
-            except BaseException:
-                self.drop()
-                raise
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                context = ssl.create_default_context() if config.tls else None
+                _, self = await asyncio.get_running_loop().create_connection(cls, *address, ssl=context)
+                try:
+                    replies = await self.call(_login(config, database=not sentinel), CONNECT_SECONDS)
+                except BaseException:
+                    self.drop()
+                    raise
+        except OSError as error:  # a timeout is one
+            reason = error.strerror or str(error) or f"no answer within {CONNECT_SECONDS:g} s"
+            raise RedisConnectionError(f"{join_host_port(*address)}: {reason}") from error
         for reply in replies:
             if isinstance(reply, RedisError) and not sentinel:
                 self.drop()

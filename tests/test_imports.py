@@ -91,6 +91,7 @@ ALLOWED = {
     "hiredis": {"redis_connection"},
     "redis": REDIS,
     "prometheus_client": {"metrics"},
+    "shtab": {"commands"},
     "tomlkit": {"config_commands", "config_source"},
     "uvloop": {"server"},
     "winloop": {"server"},

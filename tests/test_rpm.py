@@ -105,6 +105,8 @@ def test_the_rpm_holds_what_a_service_needs(rpm: Path) -> None:
         ("/usr/lib/sse-broker/_internal/sse_broker/templates/demo.html", "0100644", "root", "0"),
         ("/usr/lib/systemd/system/sse-broker.service", "0100644", "root", "0"),
         ("/usr/share/man/man1/sse-broker.1.gz", "0100644", "root", "0"),
+        ("/usr/share/bash-completion/completions/sse-broker", "0100644", "root", "0"),
+        ("/usr/share/zsh/site-functions/_sse-broker", "0100644", "root", "0"),
         ("/etc/logrotate.d/sse-broker", "0100644", "root", "1"),
         ("/etc/sse-broker/config.toml", "0100640", "sse-broker", "1"),
         ("/var/log/sse-broker", "040750", "sse-broker", "0"),
