@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 
 from tests.event_client import Api, EventClient
-from tests.faults import HEARTBEAT_SECONDS, MAX_BUFFER_BYTES, Stage
+from tests.faults import HEARTBEAT_SECONDS, MAX_BUFFER_BYTES, Stage, running
 from tests.recorder import Recorder
 from tests.waiting import until
 
@@ -27,12 +27,7 @@ REPLAY_FRAMES = 140
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     """Two brokers."""
-    stage = Stage(2)
-    try:
-        asyncio.run(stage.start())
-        yield stage
-    finally:
-        asyncio.run(stage.stop())
+    yield from running(Stage(2))
 
 
 class Place:

@@ -4,13 +4,12 @@ as it was.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 
-from tests.faults import HEARTBEAT_SECONDS, START_SECONDS, Scene, Stage
+from tests.faults import HEARTBEAT_SECONDS, START_SECONDS, Scene, Stage, running
 from tests.history import Heard
 from tests.waiting import until
 
@@ -21,12 +20,7 @@ SLACK_SECONDS = 2.5
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     """Three brokers; those that a test ends are started again."""
-    stage = Stage(3)
-    try:
-        asyncio.run(stage.start())
-        yield stage
-    finally:
-        asyncio.run(stage.stop())
+    yield from running(Stage(3))
 
 
 def told(messages: Sequence[Heard]) -> list[tuple[str, str, str]]:

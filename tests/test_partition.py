@@ -14,7 +14,7 @@ import pytest
 from tests.broker_process import BrokerProcess
 from tests.devices import Device
 from tests.event_client import Api
-from tests.faults import HEARTBEAT_SECONDS, TABLES, Scene, Stage
+from tests.faults import HEARTBEAT_SECONDS, TABLES, Scene, Stage, running
 from tests.history import Heard
 from tests.networks import Network, why_not
 from tests.redis_servers import RedisServer
@@ -72,11 +72,7 @@ def stage() -> Iterator[SplitStage]:
     try:
         asyncio.run(stage.connect())
         with stage.network.entered("test"):
-            try:
-                asyncio.run(stage.start())
-                yield stage
-            finally:
-                asyncio.run(stage.stop())
+            yield from running(stage)
     finally:
         asyncio.run(stage.network.stop())
 

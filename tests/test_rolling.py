@@ -4,13 +4,12 @@ on and devices come back with their last id as the broker's `retry:` tells them.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import START_SECONDS, Scene, Stage
+from tests.faults import START_SECONDS, Scene, Stage, running
 from tests.waiting import until
 
 # The broker asks for up to five seconds; so the test is shorter.
@@ -21,12 +20,7 @@ CLOSES_MS = range(1000, 5001)
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     """Three brokers."""
-    stage = Stage(3)
-    try:
-        asyncio.run(stage.start())
-        yield stage
-    finally:
-        asyncio.run(stage.stop())
+    yield from running(Stage(3))
 
 
 async def test_a_rolling_restart_of_all_brokers_under_load_costs_nobody_a_frame(stage: Stage) -> None:

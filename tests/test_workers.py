@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -98,34 +99,45 @@ async def _ready(port: int) -> int:
         return (await api.request("GET", "/readyz")).status
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_worker_that_ends_is_replaced_and_nobody_misses_anything(
-    redis_server: RedisServer, run_broker: RunBroker, number: signal.Signals
-) -> None:
-    broker = await run_broker(tables(), redis=redis_server)
-    await all_serve(broker)
-    first = pids(broker)
-    devices = [Device(f"d{n}", f"u{n % 4}", [broker.base_url], broker.mint, draw=random.Random(n)) for n in range(12)]
-    recorder = Recorder(devices)
+@asynccontextmanager
+async def judged(
+    broker: BrokerProcess, redis_server: RedisServer, *, devices: int, workers: int
+) -> AsyncIterator[tuple[Recorder, list[Device], Api]]:
+    """Have devices connected, and after the block, once so many workers serve again, a verdict on all that was seen."""
+    crowd = [
+        Device(f"d{n}", f"u{n % 4}", [broker.base_url], broker.mint, draw=random.Random(n)) for n in range(devices)
+    ]
+    recorder = Recorder(crowd)
     async with broker.api() as api, redis_server.client() as redis:
         try:
             await recorder.listen(redis)
-            for device in devices:
+            for device in crowd:
                 device.start()
-            await patiently(lambda: all(device.connected for device in devices))
-            for step in range(30):
-                await recorder.send(api, users=[f"u{step % 4}"] if step % 3 else ())
-                if step == 10:
-                    os.kill(min(first), number)
-            await patiently(lambda: len(pids(broker) - first) == 1, what="a new worker")
+            await patiently(lambda: all(device.connected for device in crowd))
+            yield recorder, crowd, api
+            await patiently(lambda: _instances(api, workers), what="every instance")
             await recorder.settle(api, seconds=60)
-            await patiently(lambda: _instances(api, 3), what="three instances")
             history = recorder.history(presence_seconds=4)
             history.online_at_end = await recorder.online(api)
         finally:
             await recorder.stop()
-    # A keep-alive connection to the worker may break in the middle of a send; that send has no answer, and no verdict.
     assert decide(history) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_worker_that_ends_is_replaced_and_nobody_misses_anything(
+    redis_server: RedisServer, run_broker: RunBroker, number: signal.Signals
+) -> None:
+    """A keep-alive connection to it may break in the middle of a send; that send has no answer, and no verdict."""
+    broker = await run_broker(tables(), redis=redis_server)
+    await all_serve(broker)
+    first = pids(broker)
+    async with judged(broker, redis_server, devices=12, workers=3) as (recorder, _, api):
+        for step in range(30):
+            await recorder.send(api, users=[f"u{step % 4}"] if step % 3 else ())
+            if step == 10:
+                os.kill(min(first), number)
+        await patiently(lambda: len(pids(broker) - first) == 1, what="a new worker")
     assert len(pids(broker)) == 3
 
 
@@ -136,24 +148,11 @@ async def test_a_worker_that_stands_still_is_killed_and_replaced(
     broker = await run_broker(tables(2), redis=redis_server, env={"WATCHDOG_USEC": "4000000"})
     await all_serve(broker, 2)
     first = pids(broker)
-    devices = [Device(f"d{n}", f"u{n % 4}", [broker.base_url], broker.mint, draw=random.Random(n)) for n in range(16)]
-    recorder = Recorder(devices)
-    async with broker.api() as api, redis_server.client() as redis:
-        try:
-            await recorder.listen(redis)
-            for device in devices:
-                device.start()
-            await patiently(lambda: all(device.connected for device in devices))
-            with recorder.fault(after=5):
-                os.kill(min(first), signal.SIGSTOP)
-                await patiently(lambda: pids(broker) - first, what="a new worker")
-                await patiently(lambda: _instances(api, 2), what="two instances")
-            await recorder.settle(api, seconds=60)
-            history = recorder.history(presence_seconds=4)
-            history.online_at_end = await recorder.online(api)
-        finally:
-            await recorder.stop()
-    assert decide(history) == []
+    async with judged(broker, redis_server, devices=16, workers=2) as (recorder, devices, api):
+        with recorder.fault(after=5):
+            os.kill(min(first), signal.SIGSTOP)
+            await patiently(lambda: pids(broker) - first, what="a new worker")
+            await patiently(lambda: _instances(api, 2), what="two instances")
     assert max(first) in pids(broker), "the other one was left alone"
     assert {len(device.visits) for device in devices} >= {1, 2}
     assert "ended: it stood still for 4 s and was killed; the next is started" in broker.stderr_text()
