@@ -6,6 +6,13 @@ Knows a broker by its address and by how it is asked to end, and nothing of what
 from __future__ import annotations
 
 import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.broker_process import BrokerProcess
 from tests.event_client import Api, EventClient
@@ -20,6 +27,24 @@ async def smoke(broker: BrokerProcess) -> None:
         await check_frames(broker, api)
         await check_kick(broker, api)
         await check_stop(broker)
+
+
+def own_key(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, dict[str, dict[str, Any]]]:
+    """Return a new private key, and the configuration of a broker that takes its tokens."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pem").write_bytes(pem)
+    return private, {"jwt": {"public_keys": [str(folder / "key.pem")]}}
+
+
+async def check_own_key(broker: BrokerProcess, private: ec.EllipticCurvePrivateKey) -> None:
+    """Open a stream with a token of a private key. The library for it is optional for who installs from Python's index; nobody
+    can add one to a bundle.
+    """
+    now = int(time.time())
+    token = jwt.encode({"uid": "ann", "iat": now, "exp": now + 60}, private, algorithm="ES256")
+    async with EventClient(broker.base_url, token=token, device="phone") as stream:
+        assert stream.system[0].event == "sys_connected"
 
 
 async def check_pages(api: Api) -> None:

@@ -6,19 +6,14 @@ import os
 import shutil
 import stat
 import subprocess
-import time
 from pathlib import Path
 
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sse_broker.version import VERSION
 from tests.broker_process import BrokerProcess
-from tests.event_client import EventClient
 from tests.redis_servers import RedisServer
-from tests.smoke import smoke
+from tests.smoke import check_own_key, own_key, smoke
 from tests.waiting import until
 
 # The build counts as part of the first test.
@@ -65,17 +60,9 @@ async def test_the_bundle_starts_its_own_workers(bundle: Path, redis_server: Red
 
 
 async def test_the_bundle_checks_tokens_of_public_keys(bundle: Path, tmp_path: Path) -> None:
-    """The library for it is optional for who installs from Python's index; nobody can add one to a bundle."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    (tmp_path / "key.pem").write_bytes(pem)
-    config = {"jwt": {"public_keys": [str(tmp_path / "key.pem")]}}
+    private, config = own_key(tmp_path)
     async with BrokerProcess(config, program=(str(bundle / "sse-broker"),)) as broker:
-        now = int(time.time())
-        claims = {"sub": "ann", "uid": "ann", "iat": now, "exp": now + 60}
-        token = jwt.encode(claims, private, algorithm="ES256")
-        async with EventClient(broker.base_url, token=token, device="phone") as stream:
-            assert stream.system[0].event == "sys_connected"
+        await check_own_key(broker, private)
 
 
 def test_it_needs_neither_python_nor_its_folder(bundle: Path, tmp_path: Path) -> None:

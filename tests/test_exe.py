@@ -23,7 +23,7 @@ from tests.broker_process import ROOT, BrokerProcess
 from tests.built import WINE_COMMAND, WINE_ENVIRONMENT, WineBroker, kill_wine, wine, wine_pids, wine_python
 from tests.event_client import Api
 from tests.processes import ChildProcess
-from tests.smoke import smoke
+from tests.smoke import check_own_key, own_key, smoke
 from tests.waiting import free_port, until
 
 # The build counts as part of the first test.
@@ -73,10 +73,12 @@ async def start(broker: BrokerProcess) -> BrokerProcess:
 # From the command line
 
 
-async def test_the_exe_passes_the_smoke_suite(exe: Path) -> None:
-    broker = WineBroker(exe)
+async def test_the_exe_passes_the_smoke_suite(exe: Path, tmp_path: Path) -> None:
+    private, config = own_key(tmp_path)
+    broker = WineBroker(exe, config)
     try:
         await start(broker)
+        await check_own_key(broker, private)
         await smoke(broker)
         broker.assert_clean_output()
     finally:
@@ -267,7 +269,7 @@ def test_the_pins_are_what_setup_cfg_asks_for() -> None:
     parser.read(ROOT / "setup.cfg")
     lines = (ROOT / "packaging" / "pins.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    extra = parser["options.extras_require"]["public-keys"].strip() + '; sys_platform != "win32"'  # see pins.txt
+    extra = parser["options.extras_require"]["public-keys"].strip()
     for line in [*parser["options"]["install_requires"].strip().splitlines(), extra]:
         wanted = Requirement(line)
         (pin,) = (pin for pin in pins if canonicalize_name(pin.name) == canonicalize_name(wanted.name))
