@@ -461,6 +461,8 @@ async def test_nothing_is_wider_than_a_phone(broker: BrokerProcess, open_demo: O
     await demo.part("kick").get_by_role("button", name="Kick").click()
     await demo.expect_state("kicked")
     await demo.page.get_by_text("Replay and token settings").click()
+    await demo.page.get_by_role("button", name="Look up").click()
+    await expect(demo.page.locator(".card.none")).to_contain_text(long)
     assert await demo.page.evaluate(width) == 360
 
 

@@ -72,7 +72,8 @@ def check(history: History, seed: int) -> None:
     ends = Counter(session.end for session in history.sessions)
     for end in (End.DROPPED, End.EXTRUDE, End.VANISHED, End.KICK, End.OPEN):
         assert ends[end], f"seed {seed}: no session ended by {end}: {ends}"
-    assert sum(bool(session.asked_id and session.frames) for session in history.sessions) > 50
+    # Some 50 to 90, by how fast the machine is; a replay that no client asked for would leave none.
+    assert sum(bool(session.asked_id and session.frames) for session in history.sessions) > 25
     assert sum(len(session.frames) for session in history.sessions) > 2000
 
 
