@@ -21,7 +21,7 @@ from tests.smoke import smoke
 
 LICENCES = ROOT / "docs" / "licences.md"
 OLDEST = os.environ.get("TEST_OLDEST", "")
-# Those that lean most on what libraries promise nobody: the way past aiohttp's handlers, redis-py's connections.
+# Those that lean most on what libraries promise nobody: the way past aiohttp's handlers, the errors and replies of Redis.
 SMOKE = "test_the_oldest_versions_pass_the_smoke_suite"
 LEANING = ["tests/test_web_door.py", "tests/test_redis_lane.py", "tests/test_config_source.py"]
 
