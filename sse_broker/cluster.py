@@ -63,13 +63,18 @@ class Membership(Protocol):
         """Return the devices that are present here, each once."""
 
 
+def seconds_between_beats(heartbeat_seconds: float) -> float:
+    """Return how often an instance beats, whose streams have this heartbeat interval."""
+    return min(BEAT_HEARTBEATS * heartbeat_seconds, MAX_BEAT_SECONDS)
+
+
 class Cluster:
     """Keeps one instance in the cluster. `start` and `close` own its task."""
 
     def __init__(self, membership: Membership, heartbeat_seconds: float) -> None:
         self._membership = membership
         self._heartbeat_seconds = heartbeat_seconds
-        self.beat_seconds = min(BEAT_HEARTBEATS * heartbeat_seconds, MAX_BEAT_SECONDS)
+        self._beat_seconds = seconds_between_beats(heartbeat_seconds)
         self._judges_from = 0.0
         self._odd_beats = 0
         self._epoch = 0
@@ -108,7 +113,7 @@ class Cluster:
         while True:
             # Not by `wait_for`, which in Python 3.11 may swallow a cancellation: then closing would never end.
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.beat_seconds):
+                async with asyncio.timeout(self._beat_seconds):
                     await self._now.wait()
             self._now.clear()
             waiting = len(self._waiting)

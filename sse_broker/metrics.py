@@ -91,7 +91,11 @@ class _BrokerCollector(Collector):
         yield _counter(
             "backend_damaged_entries", "Entries read from Redis that were damaged and skipped.", health.damaged
         )
-        yield _gauge("bus_lag_seconds", "Age of the last frame when it came by the bus.", health.bus_lag_seconds)
+        yield _gauge(
+            "bus_lag_seconds",
+            "Age of the last frame when it came by the bus; 0 when none waits.",
+            health.bus_lag_seconds,
+        )
         yield SummaryMetricFamily(
             f"{PREFIX}backend_round_trip_seconds",
             "Round trips to Redis.",

@@ -9,6 +9,7 @@ one. One stream has one order, for the price of one copy of a broadcast for each
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -58,6 +59,8 @@ class Bus:
         self.following = False
         self.last_id = 0
         self.damaged = 0
+        # How old the last entry was when it was handed on, as far as the clocks of Redis and of this machine agree; 0 when
+        # nothing waits.
         self.lag_seconds = 0.0
 
     def start(self) -> None:
@@ -122,6 +125,7 @@ class Bus:
         commands.append(("XREAD", "COUNT", BATCH_ENTRIES, "BLOCK", block_ms, "STREAMS", self._key, self._last_entry))
         reply = await self._do(connection, commands, BLOCK_SECONDS + GRACE_SECONDS)
         if not reply:
+            self.lag_seconds = 0.0
             return
         entries = reply[0][1]
         self._untrimmed += len(entries)
@@ -133,6 +137,7 @@ class Bus:
             self._receiver.missed(self.last_id)
         for entry in entries:
             self._hand_on(entry)
+        self.lag_seconds = max(0.0, time.time() - self.last_id / 1e6)
         await self._receiver.room()
 
     @staticmethod

@@ -3,6 +3,7 @@ damaged or hostile entry is an error for the caller to count, never a broken fra
 """
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from heapq import merge
@@ -13,6 +14,8 @@ from sse_broker.envelope import EndEnvelope, Envelope, FrameEnvelope
 from sse_broker.errors import BrokerError
 from sse_broker.frame import MAX_ID, Frame, check_data, check_event
 from sse_broker.presence import Device, Reason, device_id_of
+
+log = logging.getLogger(__name__)
 
 Entry = Sequence[object]
 
@@ -113,6 +116,18 @@ def device_of(route: bytes) -> Device:
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise DamagedEntry("a route that can not be read") from None
+
+
+def devices_of(routes: Iterable[bytes]) -> tuple[list[Device], int]:
+    """Return the devices of routes, and how many routes were damaged."""
+    devices, damaged = [], 0
+    for route in routes:
+        try:
+            devices.append(device_of(route))
+        except DamagedEntry as error:
+            damaged += 1
+            log.warning("a route is damaged and skipped: %s", error)
+    return devices, damaged
 
 
 def check_time(value: object) -> float:

@@ -1,5 +1,5 @@
-"""The scripts of membership: heartbeats, clearing, joining again, and who is a member of the cluster. `redis_backend` calls
-them; `redis_script` says what rules they keep.
+"""The scripts of membership: heartbeats, clearing, joining again, and who is a member of the cluster. `redis_membership`
+calls most of them; `redis_script` says what rules they keep.
 """
 
 from sse_broker.redis_script import script

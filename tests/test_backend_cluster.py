@@ -266,8 +266,8 @@ async def test_an_instance_that_lives_is_not_cleared_whoever_thinks_so(shared_si
     one, two = await shared_site.node(), await shared_site.node()
     await one.join("a", "ann")
     await shared_site.changes()
-    assert await two.backend.clear(one.instance.id) == 0  # type: ignore[attr-defined]
-    assert await two.backend.clear("never heard of") == 0  # type: ignore[attr-defined]
+    assert await two.backend.membership.clear(one.instance.id) == 0  # type: ignore[attr-defined]
+    assert await two.backend.membership.clear("never heard of") == 0  # type: ignore[attr-defined]
     assert await shared_site.changes() == []
     assert await two.backend.counts() == (1, 1)
     assert len(await two.backend.instances()) == 2

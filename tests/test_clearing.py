@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from sse_broker import redis_backend
+from sse_broker import redis_membership
 from sse_broker.presence import Reason
 from sse_broker.redis_keys import inbox
 from tests.backends import Node, Site, online, stop_beating
@@ -70,7 +70,7 @@ async def test_a_clearing_is_ended_by_another_when_the_instance_that_clears_dies
     """Its third step is carried out and it never learns of it. Both are cleared then, and each device is told gone once."""
     if shared_site.servers is not redis_server:
         pytest.skip("the proxy stands before a single server")
-    monkeypatch.setattr(redis_backend, "CLEAR_DEVICES", 2)
+    monkeypatch.setattr(redis_membership, "CLEAR_DEVICES", 2)
     async with CuttingProxy(redis_server.port) as proxy:
         dead = await shared_site.node(heartbeat_seconds=0.4)
         clearer = await shared_site.node(heartbeat_seconds=0.4, addr=proxy.addr)

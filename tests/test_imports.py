@@ -50,7 +50,7 @@ LAYERS = (
         "gate",
         "web_credentials",
     ),
-    ("lifecycle", "control_line"),
+    ("lifecycle", "control_line", "redis_membership"),
     ("broker", "redis_backend"),
     ("pages", "web_batch", "metrics"),
     ("web_api", "web_ops"),

@@ -13,6 +13,7 @@ from sse_broker.envelope import EndEnvelope
 from sse_broker.errors import Unavailable
 from sse_broker.presence import Reason
 from sse_broker.redis_backend import RedisBackend
+from sse_broker.redis_membership import RedisMembership
 from tests.backends import Node, Site, online, stop_beating
 from tests.waiting import until
 
@@ -26,21 +27,21 @@ async def quiet_node(site: Site) -> Node:
     return node
 
 
-def redis_of(node: Node) -> RedisBackend:
-    """Return a node's backend."""
+def membership_of(node: Node) -> RedisMembership:
+    """Return a node's membership."""
     assert isinstance(node.backend, RedisBackend)
-    return node.backend
+    return node.backend.membership
 
 
 async def beat(node: Node) -> Beat:
     """Have an instance beat."""
-    return await redis_of(node).beat(TTL_SECONDS)
+    return await membership_of(node).beat(TTL_SECONDS)
 
 
 async def clear(site: Site, dead: Node, by: Node) -> None:
     """Have an instance taken for dead and cleared."""
     await site.raw.delete(f"{{sse}}:node:{dead.instance.id}")
-    await redis_of(by).clear(dead.instance.id)
+    await membership_of(by).clear(dead.instance.id)
 
 
 async def flush(site: Site) -> None:
@@ -80,14 +81,14 @@ async def test_a_stream_that_was_ended_by_another_instance_is_not_put_back_befor
 ) -> None:
     """The one that replaced it may be gone already, too; a comparison must not take it for lost."""
     one, two = await quiet_node(shared_site), await quiet_node(shared_site)
-    redis_of(one)._bus.pause()  # type: ignore[union-attr]  # a bus that lags
+    membership_of(one)._bus.pause()  # a bus that lags
     old = await one.join("a", "ann")
     two.leave(await two.join("a", "ann"))
     await shared_site.changes()
-    await redis_of(one).compare(redis_of(one).local_devices())
+    await membership_of(one).compare(membership_of(one).local_devices())
     assert not await online(one, "a")
     assert await shared_site.changes() == []
-    redis_of(one)._bus.resume()  # type: ignore[union-attr]
+    membership_of(one)._bus.resume()
     await until(lambda: old.connection_id not in one.streams, what="the word of its end")
 
 
@@ -102,7 +103,7 @@ async def test_that_it_was_cleared_is_told_until_it_has_joined_again(shared_site
     for _ in range(3):
         found = await beat(node)
         assert (found.known, found.cleared) == (False, True)
-    await redis_of(node).rejoin(announce=True)
+    await membership_of(node).rejoin(announce=True)
     found = await beat(node)
     assert (found.known, found.cleared, found.device_count) == (True, False, 1)
 
@@ -120,7 +121,7 @@ async def test_no_frame_falls_into_the_hole_between_clearing_and_joining_again(s
     also_lost = await other.send("lost too", users=["ann"])
     await other.send("to everyone too")
     assert node.heard(device)[-1].id < lost.id, "and none of the broadcasts"
-    await redis_of(node).rejoin(announce=True)
+    await membership_of(node).rejoin(announce=True)
     after = await other.send("after", names=["a"])
     await until(lambda: node.heard(device)[-1].id == after.id, what="the next frame on the bus")
     (missed_after,) = node.missed_after
@@ -147,7 +148,7 @@ async def test_nothing_is_read_from_the_logs_before_an_instance_is_a_member_agai
 
     tasks: list[asyncio.Task[None]] = []
     node.missed = missed  # type: ignore[method-assign]
-    await redis_of(node).rejoin(announce=True)
+    await membership_of(node).rejoin(announce=True)
     await asyncio.gather(*tasks)
     assert joined == [True]
 
@@ -159,7 +160,7 @@ async def test_a_device_that_joins_while_its_instance_is_cleared_is_announced_on
     await shared_site.changes()
     joining = asyncio.create_task(node.join("b", "ben"))
     await until(lambda: len(node.streams) == 2, what="the second stream on its way")
-    await redis_of(node).rejoin(announce=True)
+    await membership_of(node).rejoin(announce=True)
     await joining
     address = node.instance.address
     assert sorted(await shared_site.changes()) == [
@@ -177,12 +178,12 @@ async def test_devices_that_leave_while_many_are_put_back_leave_no_ghosts(
     shared_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Putting back takes several calls; who left since the first must not come back in the last."""
-    monkeypatch.setattr("sse_broker.redis_backend.REJOIN_DEVICES", 5)
+    monkeypatch.setattr("sse_broker.redis_membership.REJOIN_DEVICES", 5)
     node = await quiet_node(shared_site)
     devices = [await node.join(f"d{number}", f"u{number}") for number in range(200)]
     await shared_site.messages()
     await flush(shared_site)
-    back = asyncio.create_task(redis_of(node).rejoin(announce=False))
+    back = asyncio.create_task(membership_of(node).rejoin(announce=False))
     await until(lambda: shared_site.raw.hlen("{sse}:routes"), what="the first of them in their place", pause_seconds=0)
     assert not back.done(), "too late"
     for device in devices[::2]:
@@ -209,9 +210,9 @@ async def test_who_left_while_the_data_was_lost_is_announced_all_the_same(shared
     await shared_site.changes()
     await flush(shared_site)
     one.leave(leaver, Reason.HEARTBEAT_FAIL)
-    await redis_of(one).rejoin(announce=False)
+    await membership_of(one).rejoin(announce=False)
     assert await shared_site.changes() == [], "not yet: nobody knows whether the user has other devices"
-    await redis_of(two).rejoin(announce=False)
+    await membership_of(two).rejoin(announce=False)
     await until(lambda: _left(one, "a"), what="its going")
     assert await shared_site.changes() == [("device_offline", "a", "ann", "heartbeat_fail", "")]
     assert await online(one, "b")
@@ -231,7 +232,7 @@ async def test_a_device_that_comes_while_the_data_is_lost_is_announced_once(shar
     await flush(shared_site)
     joining = asyncio.create_task(node.join("b", "ben"))
     await until(lambda: len(node.streams) == 2, what="the second stream on its way")
-    await redis_of(node).rejoin(announce=False)
+    await membership_of(node).rejoin(announce=False)
     await joining
     address = node.instance.address
     assert await shared_site.changes() == [
@@ -246,9 +247,9 @@ async def test_a_device_that_moves_while_the_data_is_lost_is_announced_in_order(
     await one.join("a", "ann")
     await shared_site.changes()
     await flush(shared_site)
-    await redis_of(two).rejoin(announce=False)
+    await membership_of(two).rejoin(announce=False)
     moving = asyncio.create_task(two.join("a", "ann", device_address="198.51.100.7:1"))
-    await redis_of(one).rejoin(announce=False)
+    await membership_of(one).rejoin(announce=False)
     await moving
     assert await shared_site.changes() == [
         ("device_offline", "a", "ann", "extrude_offline", "198.51.100.7:1"),
@@ -258,11 +259,11 @@ async def test_a_device_that_moves_while_the_data_is_lost_is_announced_in_order(
 
 async def test_of_two_streams_of_a_device_the_newer_stays_when_the_word_of_it_was_lost(shared_site: Site) -> None:
     node = await quiet_node(shared_site)
-    redis_of(node)._bus.pause()  # type: ignore[union-attr]
+    membership_of(node)._bus.pause()
     old = await node.join("a", "ann")
     new = await node.join("a", "ann", device_address="198.51.100.7:1")
     await flush(shared_site)
-    await redis_of(node).rejoin(announce=False)
+    await membership_of(node).rejoin(announce=False)
     assert node.ends == [EndEnvelope(old.device_id, old.connection_id, Reason.EXTRUDE, "198.51.100.7:1")]
     presence = await node.backend.device(new.device_id)
     assert presence is not None
@@ -274,12 +275,12 @@ async def test_an_instance_that_dies_while_it_puts_back_what_it_holds_leaves_no_
     node, other = await quiet_node(shared_site), await quiet_node(shared_site)
     device = await node.join("a", "ann")
     await flush(shared_site)
-    await redis_of(node)._rejoin([device], announce=False)
-    await redis_of(other).rejoin(announce=False)
+    await membership_of(node)._put_back([device], announce=False)
+    await membership_of(other).rejoin(announce=False)
     assert await online(other, "a")
     found = await beat(other)
     assert found.dead == (node.instance.id,)
-    await redis_of(other).clear(node.instance.id)
+    await membership_of(other).clear(node.instance.id)
     assert await other.backend.counts() == (0, 0)
     assert (await beat(other)).dead == ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -201,6 +202,16 @@ async def test_a_receiver_that_fails_at_one_envelope_gets_the_next(
     await until(lambda: len(receiver.envelopes) == 3, what="three envelopes")
     assert receiver.ids == [1, 2, 3]
     assert "an envelope could not be handed on" in caplog.text
+
+
+async def test_it_tells_how_late_entries_came_and_that_none_waits(bus: Bus, redis: Redis) -> None:
+    """Ids are times in µs."""
+    receiver = receiver_of(bus)
+    bus.start()
+    await write(redis, int((time.time() - 30) * 1e6))
+    await until(lambda: receiver.ids, what="the late entry")
+    assert 30 <= bus.lag_seconds < 60
+    await until(lambda: bus.lag_seconds == 0, what="word that nothing waits")
 
 
 @pytest.mark.parametrize("name", ["5-1", f"{2**53}-0", "18446744073709551614-1"])
