@@ -16,7 +16,9 @@ from sse_broker import redis_lane
 from tests.backends import Servers, Site
 from tests.broker_process import BrokerProcess
 from tests.built import build, end_wine
+from tests.cutting_proxy import CuttingProxy
 from tests.event_client import EventClient
+from tests.lifetimes import started
 from tests.machine import Machine
 from tests.redis_servers import RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
@@ -58,18 +60,10 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-# The servers are not tied to an event loop, so plain fixtures of wide scope can own them.
-
-
 @pytest.fixture(scope="module")
 def module_redis_server() -> Iterator[RedisServer]:
     """One server for a module; tests take `redis_server`."""
-    server = RedisServer()
-    try:
-        asyncio.run(server.start())
-        yield server
-    finally:
-        asyncio.run(server.stop())
+    yield from started(RedisServer())
 
 
 @pytest.fixture
@@ -82,15 +76,17 @@ async def redis_server(module_redis_server: RedisServer) -> RedisServer:
     return module_redis_server
 
 
+@pytest.fixture
+async def proxy(redis_server: RedisServer) -> AsyncIterator[CuttingProxy]:
+    """A way to the Redis of `redis_server` that can be cut."""
+    async with CuttingProxy(redis_server.port) as proxy:
+        yield proxy
+
+
 @pytest.fixture(scope="session")
 def session_sentinel_set() -> Iterator[SentinelSet]:
     """One set for the session; tests take `sentinel_set`."""
-    servers = SentinelSet()
-    try:
-        asyncio.run(servers.start())
-        yield servers
-    finally:
-        asyncio.run(servers.stop())
+    yield from started(SentinelSet())
 
 
 @pytest.fixture
@@ -104,12 +100,7 @@ async def sentinel_set(session_sentinel_set: SentinelSet) -> SentinelSet:
 @pytest.fixture(scope="session")
 def session_redis_cluster() -> Iterator[RedisCluster]:
     """One cluster for the session; tests take `redis_cluster`."""
-    servers = RedisCluster()
-    try:
-        asyncio.run(servers.start())
-        yield servers
-    finally:
-        asyncio.run(servers.stop())
+    yield from started(RedisCluster())
 
 
 @pytest.fixture
@@ -123,12 +114,7 @@ async def redis_cluster(session_redis_cluster: RedisCluster) -> RedisCluster:
 @pytest.fixture(scope="session")
 def session_valkey_server() -> Iterator[RedisServer]:
     """One Valkey for the session; tests take `valkey_server`."""
-    server = RedisServer(program=valkey_program())
-    try:
-        asyncio.run(server.start())
-        yield server
-    finally:
-        asyncio.run(server.stop())
+    yield from started(RedisServer(program=valkey_program()))
 
 
 @pytest.fixture
@@ -141,12 +127,7 @@ async def valkey_server(session_valkey_server: RedisServer) -> RedisServer:
 @pytest.fixture(scope="session")
 def session_valkey_sentinel_set() -> Iterator[SentinelSet]:
     """One set for the session; tests take `valkey_sentinel_set`."""
-    servers = SentinelSet(program=valkey_program())
-    try:
-        asyncio.run(servers.start())
-        yield servers
-    finally:
-        asyncio.run(servers.stop())
+    yield from started(SentinelSet(program=valkey_program()))
 
 
 @pytest.fixture
@@ -160,12 +141,7 @@ async def valkey_sentinel_set(session_valkey_sentinel_set: SentinelSet) -> Senti
 @pytest.fixture(scope="session")
 def session_valkey_cluster() -> Iterator[RedisCluster]:
     """One cluster for the session; tests take `valkey_cluster`."""
-    servers = RedisCluster(program=valkey_program())
-    try:
-        asyncio.run(servers.start())
-        yield servers
-    finally:
-        asyncio.run(servers.stop())
+    yield from started(RedisCluster(program=valkey_program()))
 
 
 @pytest.fixture
@@ -290,6 +266,15 @@ def shared_servers(request: pytest.FixtureRequest) -> Servers:
     """The servers of each kind of backend that several instances share."""
     servers: Servers = request.getfixturevalue(request.param)
     return servers
+
+
+@pytest.fixture
+async def shared_proxy(shared_servers: Servers) -> AsyncIterator[CuttingProxy]:
+    """A way to a single Redis that can be cut; named before `shared_site`, it is there until instances have closed."""
+    if not isinstance(shared_servers, RedisServer):
+        pytest.skip("the proxy stands before a single server")
+    async with CuttingProxy(shared_servers.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from tests.broker_process import BrokerProcess
 from tests.devices import Device
@@ -40,9 +40,6 @@ TABLES: Mapping[str, Mapping[str, Any]] = {
 START_SECONDS = 60
 # The tag of the broker's keys.
 TAG = "{sse}"
-
-
-AnyStage = TypeVar("AnyStage", bound="Stage")
 
 
 class Stage:
@@ -114,15 +111,6 @@ class Stage:
         finally:
             if self.own:
                 await self.own.stop()
-
-
-def running(stage: AnyStage) -> Iterator[AnyStage]:
-    """Start a stage, give it, and end it: for a fixture of a whole module, which no event loop outlives."""
-    try:
-        asyncio.run(stage.start())
-        yield stage
-    finally:
-        asyncio.run(stage.stop())
 
 
 class Scene:

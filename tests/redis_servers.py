@@ -12,14 +12,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from tests.lifetimes import Lifetime
 from tests.processes import ChildProcess
 from tests.waiting import free_port, until
 
@@ -60,7 +60,7 @@ def make_certificate(folder: Path) -> None:
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
-class RedisServer:
+class RedisServer(Lifetime):
     """One server process: start, stop, kill, freeze; the port stays the same over restarts.
 
     `persist` keeps the data over restarts (an append-only file, synced at every write). `lines` are further
@@ -115,19 +115,6 @@ class RedisServer:
     def add_lines(self, lines: Sequence[str]) -> None:
         """Add configuration lines, before the first start."""
         self._lines += lines
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self.stop()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
 
     @property
     def addr(self) -> str:

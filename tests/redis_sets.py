@@ -7,14 +7,14 @@ import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.cluster import RedisCluster as ClusterClient
 from redis.exceptions import RedisError
 
+from tests.lifetimes import Lifetime
 from tests.redis_servers import Access, RedisServer, redis_table
 from tests.waiting import until
 
@@ -23,25 +23,12 @@ SLOTS = 16_384
 MASTER_NAME = "broker"
 
 
-class ServerSet:
+class ServerSet(Lifetime):
     """What the sets share: servers that start and stop together, and the way in."""
 
     def __init__(self, access: Access | None) -> None:
         self.access = access or Access()
         self.servers: list[RedisServer] = []
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self.stop()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
 
     async def start(self) -> None:
         """Start all and wait until the set is whole."""

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jwt
 
@@ -29,6 +29,7 @@ from sse_broker.web_api import Api
 from tests.broker_process import SECRET, RedisKind
 from tests.event_client import Api as ApiClient
 from tests.event_client import EventClient
+from tests.lifetimes import Lifetime
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -58,7 +59,7 @@ class Trouble(logging.Handler):
             self.lines.append(self.format(record))
 
 
-class ServedBroker:
+class ServedBroker(Lifetime):
     """One instance with its HTTP server; use with `async with`. `api` calls its endpoints, with the first API key.
 
     `wrap` may put something between the broker and its backend. The fixture `both_ways` sets `short_way`.
@@ -78,18 +79,10 @@ class ServedBroker:
         self.trouble = Trouble()
         self._steps: list[Callable[[], Awaitable[Any]]] = []
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self.stop()
-            raise
-        return self
-
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.stop()
+        await super().__aexit__(kind, error, trace)
         if kind is None:
             self.assert_no_trouble()
 

@@ -274,41 +274,38 @@ async def test_an_instance_that_lives_is_not_cleared_whoever_thinks_so(shared_si
 
 
 async def test_an_instance_that_was_cleared_and_lives_joins_its_devices_again_and_says_so(
-    shared_site: Site, redis_server: RedisServer
+    shared_proxy: CuttingProxy, shared_site: Site
 ) -> None:
-    if shared_site.servers is not redis_server:
-        pytest.skip("the proxy stands before a single server")
-    async with CuttingProxy(redis_server.port) as proxy:
-        other = await shared_site.node(heartbeat_seconds=0.4)
-        node = await shared_site.node(heartbeat_seconds=0.4, addr=proxy.addr)
-        await node.join("a", "ann")
-        await node.join("moves", "ben")
-        start = (await other.send("seen")).id
-        await until(lambda: any(envelope.frame.id == start for envelope in node.frames), what="the bus of the node")
-        await shared_site.changes()
-        await proxy.cut()
-        await until(lambda: _only(other), what="the clearing of the instance that is cut off")
-        moved = await other.join("moves", "ben")
-        missed = await other.send("missed", users=["ann"])
-        assert missed.count == 0
-        await proxy.mend()
-        await until(lambda: online(other, "a"), what="the device in its place again")
-        changes = await shared_site.changes()
-        assert [change for change in changes if change[1] == "a"] == [
-            ("device_offline", "a", "ann", "instance_clear", node.instance.address),
-            ("user_offline", "a", "ann", "instance_clear", node.instance.address),
-            ("device_online", "a", "ann", "connected", node.instance.address),
-            ("user_online", "a", "ann", "device_online", node.instance.address),
-        ]
-        await until(lambda: node.ends, what="the end of the stream whose device moved on")
-        assert [(end.device_id, end.reason, end.payload) for end in node.ends] == [
-            (moved.device_id, Reason.EXTRUDE, moved.device_address)
-        ]
-        assert node.missed_after, "what was sent meanwhile is in the logs alone"
-        assert start <= node.missed_after[-1] < missed.id
-        assert (await other.send("again", users=["ann"])).count == 1
-        await shared_site.heard_all()
-        await node.close()
+    other = await shared_site.node(heartbeat_seconds=0.4)
+    node = await shared_site.node(heartbeat_seconds=0.4, addr=shared_proxy.addr)
+    await node.join("a", "ann")
+    await node.join("moves", "ben")
+    start = (await other.send("seen")).id
+    await until(lambda: any(envelope.frame.id == start for envelope in node.frames), what="the bus of the node")
+    await shared_site.changes()
+    await shared_proxy.cut()
+    await until(lambda: _only(other), what="the clearing of the instance that is cut off")
+    moved = await other.join("moves", "ben")
+    missed = await other.send("missed", users=["ann"])
+    assert missed.count == 0
+    await shared_proxy.mend()
+    await until(lambda: online(other, "a"), what="the device in its place again")
+    changes = await shared_site.changes()
+    assert [change for change in changes if change[1] == "a"] == [
+        ("device_offline", "a", "ann", "instance_clear", node.instance.address),
+        ("user_offline", "a", "ann", "instance_clear", node.instance.address),
+        ("device_online", "a", "ann", "connected", node.instance.address),
+        ("user_online", "a", "ann", "device_online", node.instance.address),
+    ]
+    await until(lambda: node.ends, what="the end of the stream whose device moved on")
+    assert [(end.device_id, end.reason, end.payload) for end in node.ends] == [
+        (moved.device_id, Reason.EXTRUDE, moved.device_address)
+    ]
+    assert node.missed_after, "what was sent meanwhile is in the logs alone"
+    assert start <= node.missed_after[-1] < missed.id
+    assert (await other.send("again", users=["ann"])).count == 1
+    await shared_site.heard_all()
+    await node.close()
 
 
 @pytest.mark.core
@@ -363,90 +360,81 @@ async def test_a_device_that_the_instance_has_and_redis_lost_is_put_back(shared_
 
 
 async def test_the_bus_goes_on_where_it_was_after_every_kind_of_cut(
-    shared_site: Site, redis_server: RedisServer
+    shared_proxy: CuttingProxy, shared_site: Site, redis_server: RedisServer
 ) -> None:
-    if shared_site.servers is not redis_server:
-        pytest.skip("the proxy stands before a single server")
-    async with CuttingProxy(redis_server.port) as proxy:
-        sender = await shared_site.node()
-        node = await shared_site.node(addr=proxy.addr)
-        device = await node.join("a", "ann")
-        sent = []
-        for round_ in range(6):
-            sent.append((await sender.send(f"{round_}", names=["a"])).id)
-            if round_ % 2:
-                await proxy.cut_connections()
-            else:
-                await redis_server.cut_clients()
-                await shared_site.resubscribe()
-            sent.append((await sender.send(f"{round_} behind the cut", names=["a"])).id)
-        await until(lambda: len(node.heard(device)) >= len(sent), what="every frame")
-        assert [frame.id for frame in node.heard(device)] == sent, "nothing lost, nothing doubled"
-        assert node.missed_after == []
-        await node.close()
+    sender = await shared_site.node()
+    node = await shared_site.node(addr=shared_proxy.addr)
+    device = await node.join("a", "ann")
+    sent = []
+    for round_ in range(6):
+        sent.append((await sender.send(f"{round_}", names=["a"])).id)
+        if round_ % 2:
+            await shared_proxy.cut_connections()
+        else:
+            await redis_server.cut_clients()
+            await shared_site.resubscribe()
+        sent.append((await sender.send(f"{round_} behind the cut", names=["a"])).id)
+    await until(lambda: len(node.heard(device)) >= len(sent), what="every frame")
+    assert [frame.id for frame in node.heard(device)] == sent, "nothing lost, nothing doubled"
+    assert node.missed_after == []
+    await node.close()
 
 
 async def test_a_join_that_is_sent_again_does_not_replace_who_came_meanwhile(
-    shared_site: Site, redis_server: RedisServer
+    shared_proxy: CuttingProxy, shared_site: Site
 ) -> None:
     """Its answer was lost, the client gave up and connected to another instance: that stream is the newer one."""
-    if shared_site.servers is not redis_server:
-        pytest.skip("the proxy stands before a single server")
-    async with CuttingProxy(redis_server.port) as proxy:
-        one, two = await shared_site.node(addr=proxy.addr), await shared_site.node()
-        await shared_site.changes()
-        proxy.deaf = True
-        device = one.device("a", "ann")
-        joining = asyncio.create_task(one.open(device))
-        await until(lambda: online(two, "a"), what="the join whose answer nobody hears")
-        newer = await two.join("a", "ann")
-        await proxy.cut_connections()
-        proxy.deaf = False
-        await joining
-        await until(lambda: one.ends, what="the end of the older stream")
-        assert [(end.connection_id, end.reason) for end in one.ends] == [(device.connection_id, Reason.EXTRUDE)]
-        await shared_site.heard_all()
-        assert two.ends == []
-        presence = await two.backend.device(newer.device_id)
-        assert presence is not None
-        assert presence.device == newer
-        assert [channel for channel, *_ in await shared_site.changes()] == [
-            "device_online",
-            "user_online",
-            "device_offline",
-            "device_online",
-        ]
-        await one.close()
+    one, two = await shared_site.node(addr=shared_proxy.addr), await shared_site.node()
+    await shared_site.changes()
+    shared_proxy.deaf = True
+    device = one.device("a", "ann")
+    joining = asyncio.create_task(one.open(device))
+    await until(lambda: online(two, "a"), what="the join whose answer nobody hears")
+    newer = await two.join("a", "ann")
+    await shared_proxy.cut_connections()
+    shared_proxy.deaf = False
+    await joining
+    await until(lambda: one.ends, what="the end of the older stream")
+    assert [(end.connection_id, end.reason) for end in one.ends] == [(device.connection_id, Reason.EXTRUDE)]
+    await shared_site.heard_all()
+    assert two.ends == []
+    presence = await two.backend.device(newer.device_id)
+    assert presence is not None
+    assert presence.device == newer
+    assert [channel for channel, *_ in await shared_site.changes()] == [
+        "device_online",
+        "user_online",
+        "device_offline",
+        "device_online",
+    ]
+    await one.close()
 
 
 @pytest.mark.parametrize("what", ["publish", "kick"])
 async def test_a_call_that_is_sent_again_is_carried_out_once(
-    shared_site: Site, redis_server: RedisServer, what: str
+    shared_proxy: CuttingProxy, shared_site: Site, what: str
 ) -> None:
-    if shared_site.servers is not redis_server:
-        pytest.skip("the proxy stands before a single server")
-    async with CuttingProxy(redis_server.port) as proxy:
-        one, two = await shared_site.node(addr=proxy.addr), await shared_site.node()
-        device = await two.join("a", "ann")
-        await shared_site.heard_all()  # so that no heartbeat of the beginning is under way
-        before = len(two.envelopes)
-        proxy.deaf = True
-        if what == "publish":
-            call = asyncio.create_task(one.send("x", names=["a"]))
-        else:
-            call = asyncio.create_task(one.kick("bye", names=["a"]))
-        await until(lambda: len(two.envelopes) > before, what="its effect")
-        await proxy.cut_connections()
-        proxy.deaf = False
-        answer = await call
-        if what == "publish":
-            assert [frame.id for frame in two.heard(device)[1:]] == [answer.id]
-            assert answer.count == 1
-        else:
-            assert answer == 1, "the answer is that of the first time"
-        await shared_site.heard_all()
-        assert len(two.envelopes) == before + 2, "once, and the mark"
-        await one.close()
+    one, two = await shared_site.node(addr=shared_proxy.addr), await shared_site.node()
+    device = await two.join("a", "ann")
+    await shared_site.heard_all()  # so that no heartbeat of the beginning is under way
+    before = len(two.envelopes)
+    shared_proxy.deaf = True
+    if what == "publish":
+        call = asyncio.create_task(one.send("x", names=["a"]))
+    else:
+        call = asyncio.create_task(one.kick("bye", names=["a"]))
+    await until(lambda: len(two.envelopes) > before, what="its effect")
+    await shared_proxy.cut_connections()
+    shared_proxy.deaf = False
+    answer = await call
+    if what == "publish":
+        assert [frame.id for frame in two.heard(device)[1:]] == [answer.id]
+        assert answer.count == 1
+    else:
+        assert answer == 1, "the answer is that of the first time"
+    await shared_site.heard_all()
+    assert len(two.envelopes) == before + 2, "once, and the mark"
+    await one.close()
 
 
 # Help

@@ -14,7 +14,8 @@ from itertools import pairwise
 import pytest
 
 from tests.event_client import Api, EventClient
-from tests.faults import HEARTBEAT_SECONDS, MAX_BUFFER_BYTES, Stage, running
+from tests.faults import HEARTBEAT_SECONDS, MAX_BUFFER_BYTES, Stage
+from tests.lifetimes import started
 from tests.recorder import Recorder
 from tests.waiting import until
 
@@ -27,7 +28,7 @@ REPLAY_FRAMES = 140
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     """Two brokers."""
-    yield from running(Stage(2))
+    yield from started(Stage(2))
 
 
 class Place:

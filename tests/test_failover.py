@@ -13,6 +13,7 @@ import pytest
 
 from tests.broker_process import BrokerProcess
 from tests.faults import TAG, Scene, Stage
+from tests.lifetimes import started
 from tests.redis_servers import RedisServer
 from tests.redis_sets import MASTER_NAME, RedisCluster, SentinelSet, settled
 from tests.waiting import until
@@ -21,26 +22,16 @@ from tests.waiting import until
 BACK_SECONDS = 2.5
 
 
-def stage_on(servers: SentinelSet | RedisCluster) -> Iterator[Stage]:
-    """Two brokers for a module."""
-    stage = Stage(2, servers)
-    try:
-        asyncio.run(stage.start())
-        yield stage
-    finally:
-        asyncio.run(stage.stop())
-
-
 @pytest.fixture(scope="module")
 def sentinel_stage(session_sentinel_set: SentinelSet) -> Iterator[Stage]:
     """Two brokers on a master with a replica that Sentinels watch."""
-    yield from stage_on(session_sentinel_set)
+    yield from started(Stage(2, session_sentinel_set))
 
 
 @pytest.fixture(scope="module")
 def cluster_stage(session_redis_cluster: RedisCluster) -> Iterator[Stage]:
     """Two brokers on a Redis Cluster."""
-    yield from stage_on(session_redis_cluster)
+    yield from started(Stage(2, session_redis_cluster))
 
 
 @pytest.fixture(params=["sentinel_stage", "cluster_stage"])

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import HEARTBEAT_SECONDS, Scene, Stage, running
+from tests.faults import HEARTBEAT_SECONDS, Scene, Stage
+from tests.lifetimes import started
 from tests.waiting import until
 
 FREEZE_SECONDS = 15
@@ -18,7 +19,7 @@ FREEZE_SECONDS = 15
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     """Two brokers, which no test here starts again."""
-    yield from running(Stage(2))
+    yield from started(Stage(2))
 
 
 async def test_a_redis_that_restarts_with_its_data_costs_no_frame_and_no_stream(stage: Stage) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from tests.faults import HEARTBEAT_SECONDS, START_SECONDS, Scene, Stage, running
+from tests.faults import HEARTBEAT_SECONDS, START_SECONDS, Scene, Stage
 from tests.history import Heard
+from tests.lifetimes import started
 from tests.waiting import until
 
 # What a busy machine may add to the times that are promised.
@@ -20,7 +21,7 @@ SLACK_SECONDS = 2.5
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     """Three brokers; those that a test ends are started again."""
-    yield from running(Stage(3))
+    yield from started(Stage(3))
 
 
 def told(messages: Sequence[Heard]) -> list[tuple[str, str, str]]:

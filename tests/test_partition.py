@@ -14,8 +14,9 @@ import pytest
 from tests.broker_process import BrokerProcess
 from tests.devices import Device
 from tests.event_client import Api
-from tests.faults import HEARTBEAT_SECONDS, TABLES, Scene, Stage, running
+from tests.faults import HEARTBEAT_SECONDS, TABLES, Scene, Stage
 from tests.history import Heard
+from tests.lifetimes import started
 from tests.networks import Network, why_not
 from tests.redis_servers import RedisServer
 from tests.waiting import until
@@ -72,7 +73,7 @@ def stage() -> Iterator[SplitStage]:
     try:
         asyncio.run(stage.connect())
         with stage.network.entered("test"):
-            yield from running(stage)
+            yield from started(stage)
     finally:
         asyncio.run(stage.network.stop())
 

@@ -55,13 +55,6 @@ class Receiver:
 
 
 @pytest.fixture
-async def proxy(redis_server: RedisServer) -> AsyncIterator[CuttingProxy]:
-    """A way to Redis that can be cut."""
-    async with CuttingProxy(redis_server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     """A client that writes into the inbox."""
     async with redis_server.client() as redis:

@@ -27,13 +27,6 @@ SLOW = Script("slow", "for i = 1, 1000000 do end redis.call('RPUSH', '{sse}:test
 BAD = Script("bad", "return redis.call('NO SUCH COMMAND')")
 
 
-@pytest.fixture
-async def proxy(redis_server: RedisServer) -> AsyncIterator[CuttingProxy]:
-    """A way to Redis that can be cut."""
-    async with CuttingProxy(redis_server.port) as proxy:
-        yield proxy
-
-
 class Line(Lane):
     """A lane that counts its connections."""
 

@@ -26,13 +26,6 @@ HEARTBEAT = 10.0
 
 
 @pytest.fixture
-async def proxy(redis_server: RedisServer) -> AsyncIterator[CuttingProxy]:
-    """A way to Redis that can be cut."""
-    async with CuttingProxy(redis_server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def touches(proxy: CuttingProxy) -> AsyncIterator[Touches]:
     """Touches that run; closed at the end."""
     client = RedisClient(RedisConfig(addrs=(proxy.addr,)))

@@ -10,18 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults import TAG, Scene, Stage
+from tests.lifetimes import started
 from tests.redis_sets import RedisCluster
 
 
 @pytest.fixture(scope="module")
 def stage(session_redis_cluster: RedisCluster) -> Iterator[Stage]:
     """Two brokers on a Redis Cluster."""
-    stage = Stage(2, session_redis_cluster)
-    try:
-        asyncio.run(stage.start())
-        yield stage
-    finally:
-        asyncio.run(stage.stop())
+    yield from started(Stage(2, session_redis_cluster))
 
 
 async def test_a_slot_that_moves_twice_in_a_row_costs_nothing(stage: Stage) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import START_SECONDS, Scene, Stage, running
+from tests.faults import START_SECONDS, Scene, Stage
+from tests.lifetimes import started
 from tests.waiting import until
 
 # The broker asks for up to five seconds; so the test is shorter.
@@ -20,7 +21,7 @@ CLOSES_MS = range(1000, 5001)
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     """Three brokers."""
-    yield from running(Stage(3))
+    yield from started(Stage(3))
 
 
 async def test_a_rolling_restart_of_all_brokers_under_load_costs_nobody_a_frame(stage: Stage) -> None:
