@@ -155,16 +155,17 @@ class Lane:
                 await self._wanted.wait()
                 await self._round(self._connection)
                 pause = RECONNECT_SECONDS[0]
+                continue
             except FAILURES as error:
-                await self._lost(error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, RECONNECT_SECONDS[1])
+                self._lost(error)
             except Exception:
                 log.exception("a batch of calls failed")
-                await self._lost(RedisError("unexpected"))
+                self._lost(RedisError("unexpected"))
                 for one in self._waiting:
                     _fail(one, "something went wrong between broker and Redis")
                 self._waiting.clear()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RECONNECT_SECONDS[1])
 
     async def _round(self, connection: RedisConnection | None) -> None:
         """Carry out what waits, as one batch."""
@@ -210,7 +211,7 @@ class Lane:
         self._away_since = None
         self._on_connect()
 
-    async def _lost(self, error: BaseException) -> None:
+    def _lost(self, error: BaseException) -> None:
         if self._away_since is None:
             self._away_since = time.monotonic()
             log.warning("Redis is out of reach: %s", str(error) or type(error).__name__)

@@ -24,7 +24,7 @@ class Spread:
         self._idle: dict[Address, list[RedisConnection]] = defaultdict(list)
         self._turns: dict[Address, asyncio.Semaphore] = {}
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close every connection."""
         idle, self._idle = self._idle, defaultdict(list)
         for connections in idle.values():

@@ -68,8 +68,8 @@ class Touches:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._reads.close()
-        await self._writes.close()
+        self._reads.close()
+        self._writes.close()
 
     def renew(self, presences: Sequence[Presence]) -> None:
         """Have these written soon."""

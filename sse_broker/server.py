@@ -71,7 +71,10 @@ async def serve(
         line.obey(orders | {"": stop.drain})
     alive = asyncio.create_task(line.stay_alive(), name="alive") if line else None
     try:
-        await _serve(config, stop, on_ready, read or (lambda: config), line)
+        server = _Server(config, stop, read or (lambda: config), line)
+        await server.startup()
+        await server.main_loop(on_ready)
+        await server.shutdown()
     except BrokerError:
         raise
     except Exception:
@@ -84,75 +87,89 @@ async def serve(
         log_files.close()
 
 
-async def _serve(
-    config: Config, stop: Stop, on_ready: OnReady | None, read: ReadConfig, line: WorkerEnd | None
-) -> None:
-    made_up = not config.jwt.secret
-    config = with_random_secret(config)
-    ssl_context = tls_context(config.server)
-    public_keys = public_keys_of(config)
-    gate = Gate(access_of(config, public_keys))
-    reloader = Reloader(config, read, gate, public_keys, ssl_context)
-    notifier = Notifier()
-    sockets = inherited_sockets() or listen(
-        config.server.host,
-        config.server.port,
-        peer_timeout_seconds=PEER_TIMEOUT_HEARTBEATS * config.sse.heartbeat_interval,
-        share_port=line is not None,
-    )
-    broker = Broker(
-        make_backend(config),
-        address=public_address(sockets),
-        heartbeat_seconds=config.sse.heartbeat_interval,
-        max_buffer_bytes=config.sse.max_buffer_bytes,
-        max_streams=config.server.max_connections or file_limit() - SPARE_FILES,
-        end_expired=config.jwt.end_streams,
-    )
-    if made_up:
-        log.warning("jwt.secret is not set: tokens are signed with a random secret that ends with this process")
-    jwks = JwkSet(config.jwt.jwks_url, public_keys, config.jwt.jwks_refresh) if config.jwt.jwks_url else None
-    try:
-        if jwks is not None:
-            await jwks.start()
-        await broker.start()
-        http = HttpServer(Api(broker, gate, config, jwks))
-        await http.start(sockets, ssl_context)
-        admin = await _start_admin(broker, gate, config.server, line.number - 1 if line else 0)
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        await broker.close()
-        if jwks is not None:
-            await jwks.close()
-        raise
+class _Server:
+    """One instance: what it is made of, how it starts, and how it ends."""
 
-    def reload() -> None:
-        notifier.reloading()
-        reloader.reload()
-        notifier.ready()
+    def __init__(self, config: Config, stop: Stop, read: ReadConfig, line: WorkerEnd | None) -> None:
+        self._has_secret = bool(config.jwt.secret)
+        self._config = config = with_random_secret(config)
+        self._stop = stop
+        self._line = line
+        self._ssl_context = tls_context(config.server)
+        public_keys = public_keys_of(config)
+        self._gate = Gate(access_of(config, public_keys))
+        self._reloader = Reloader(config, read, self._gate, public_keys, self._ssl_context)
+        self._notifier = Notifier()
+        self._sockets = inherited_sockets() or listen(
+            config.server.host,
+            config.server.port,
+            peer_timeout_seconds=PEER_TIMEOUT_HEARTBEATS * config.sse.heartbeat_interval,
+            share_port=line is not None,
+        )
+        self._broker = Broker(
+            make_backend(config),
+            address=public_address(self._sockets),
+            heartbeat_seconds=config.sse.heartbeat_interval,
+            max_buffer_bytes=config.sse.max_buffer_bytes,
+            max_streams=config.server.max_connections or file_limit() - SPARE_FILES,
+            end_expired=config.jwt.end_streams,
+        )
+        jwks_url = config.jwt.jwks_url
+        self._jwks = JwkSet(jwks_url, public_keys, config.jwt.jwks_refresh) if jwks_url else None
+        self._http = HttpServer(Api(self._broker, self._gate, config, self._jwks))
+        self._slow_clients = SlowClients(self._http, self._gate, config.server.trusted_networks)
+        self._admin: web.AppRunner | None = None
 
-    stop.on_hangup(reload)
-    _spare_garbage_collector()
-    slow_clients = SlowClients(http, gate, config.server.trusted_networks)
-    slow_clients.start()
-    if line:
-        line.say(READY)
-    else:
-        url = say_where(broker.instance.address, config)
-        if on_ready is not None:
-            on_ready(url)
-    notifier.ready()
-    await stop.wait()
-    if line:
-        http.leave_port(sockets)
-    slow_clients.close()
-    notifier.stopping()
-    await _shut_down(broker, http, config.server.drain_seconds, stop)
-    if admin is not None:
-        await admin.cleanup()
-    await notifier.close()
-    if jwks is not None:
-        await jwks.close()
+    async def startup(self) -> None:
+        """Begin to serve. Raises: StartError; then everything is closed."""
+        if not self._has_secret:
+            log.warning("jwt.secret is not set: tokens are signed with a random secret that ends with this process")
+        try:
+            if self._jwks is not None:
+                await self._jwks.start()
+            await self._broker.start()
+            await self._http.start(self._sockets, self._ssl_context)
+            offset = self._line.number - 1 if self._line else 0
+            self._admin = await _start_admin(self._broker, self._gate, self._config.server, offset)
+        except BaseException:
+            for sock in self._sockets:
+                sock.close()
+            await self._broker.close()
+            if self._jwks is not None:
+                await self._jwks.close()
+            raise
+
+    async def main_loop(self, on_ready: OnReady | None) -> None:
+        """Say that requests are answered, and return when the end is asked for."""
+        self._stop.on_hangup(self._reload)
+        _spare_garbage_collector()
+        self._slow_clients.start()
+        if self._line:
+            self._line.say(READY)
+        else:
+            url = say_where(self._broker.instance.address, self._config)
+            if on_ready is not None:
+                on_ready(url)
+        self._notifier.ready()
+        await self._stop.wait()
+
+    async def shutdown(self) -> None:
+        """Drain and close everything, within `drain_seconds`, or at once when that is asked for."""
+        if self._line:
+            self._http.leave_port(self._sockets)
+        self._slow_clients.close()
+        self._notifier.stopping()
+        await _shut_down(self._broker, self._http, self._config.server.drain_seconds, self._stop)
+        if self._admin is not None:
+            await self._admin.cleanup()
+        await self._notifier.close()
+        if self._jwks is not None:
+            await self._jwks.close()
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        self._reloader.reload()
+        self._notifier.ready()
 
 
 async def _start_admin(broker: Broker, gate: Gate, server: ServerConfig, offset: int) -> web.AppRunner | None:

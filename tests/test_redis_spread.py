@@ -25,7 +25,7 @@ async def spread(redis_cluster: RedisCluster) -> AsyncIterator[Spread]:
     """A spread over a Cluster."""
     spread = Spread(RedisClient(RedisConfig(addrs=tuple(redis_cluster.addrs))), connections=2, seconds=2)
     yield spread
-    await spread.close()
+    spread.close()
 
 
 async def test_each_command_goes_to_the_server_of_its_key_and_has_its_answer(spread: Spread) -> None:
@@ -74,11 +74,11 @@ async def test_a_server_that_does_not_answer_costs_no_more_than_the_time_for_it(
         assert not spread._idle["127.0.0.1", int(proxy.addr.rpartition(":")[2])], "it is not used again"
         proxy.deaf = False
         assert await spread.run(["k"], [("GET", "k")]) == [b"x"]
-        await spread.close()
+        spread.close()
 
 
 async def test_a_server_that_is_not_there_is_each_command_s_failure() -> None:
     spread = Spread(RedisClient(RedisConfig(addrs=(f"127.0.0.1:{free_port()}",))), connections=1, seconds=1)
     replies = await spread.run(["a", "b"], [("GET", "a"), ("GET", "b")])
     assert all(isinstance(reply, FAILURES) for reply in replies)
-    await spread.close()
+    spread.close()
