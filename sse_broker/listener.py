@@ -18,10 +18,21 @@ def listen(host: str, port: int, *, peer_timeout_seconds: float, share_port: boo
     `share_port`: several processes may listen on it. Raises: StartError with the address and the reason.
     """
     sockets = _bind(host, port, peer_timeout_seconds, share_port)
-    for sock in sockets:
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
+    try:
+        for sock in sockets:
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+    except OSError as error:  # two that bound the port at one moment
+        raise _refused(sockets, host, port, error) from None
     return sockets
+
+
+def adopt(sockets: list[socket.socket], *, peer_timeout_seconds: float) -> None:
+    """Give sockets that another program opened the options of our own. Raises: StartError for one that does not listen on TCP."""
+    for sock in sockets:
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+            raise StartError("a socket that was handed over is none of TCP: a port is needed in ListenStream=")
+        _notice_vanished_peers(sock, peer_timeout_seconds)
 
 
 def reserve(host: str, port: int) -> list[socket.socket]:
@@ -50,11 +61,15 @@ def _bind(host: str, port: int, peer_timeout_seconds: float, share_port: bool) -
             chosen = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
             sock.bind((address[0], chosen, *address[2:]))
     except OSError as error:
-        for sock in sockets:
-            sock.close()
-        reason = error.strerror or str(error)
-        raise StartError(f"can not listen on {join_host_port(host or '*', port)}: {reason.lower()}") from None
+        raise _refused(sockets, host, port, error) from None
     return sockets
+
+
+def _refused(sockets: list[socket.socket], host: str, port: int, error: OSError) -> StartError:
+    for sock in sockets:
+        sock.close()
+    reason = error.strerror or str(error)
+    return StartError(f"can not listen on {join_host_port(host or '*', port)}: {reason.lower()}")
 
 
 def public_address(sockets: list[socket.socket]) -> str:
@@ -72,6 +87,10 @@ def _set_options(sock: socket.socket, peer_timeout_seconds: float, share_port: b
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    _notice_vanished_peers(sock, peer_timeout_seconds)
+
+
+def _notice_vanished_peers(sock: socket.socket, peer_timeout_seconds: float) -> None:
     # Connections inherit these. Heartbeats that nobody acknowledges for this long end a connection (tcp(7)).
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):

@@ -5,9 +5,11 @@ signals are obeyed. It knows every part and none of their insides.
 import asyncio
 import gc
 import logging
+import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 from aiohttp import web
 
@@ -15,14 +17,14 @@ from sse_broker import logs
 from sse_broker.access import access_of, public_keys_of
 from sse_broker.backend import Backend
 from sse_broker.broker import Broker
-from sse_broker.config import Config, ServerConfig, with_random_secret
+from sse_broker.config import Config, with_random_secret
 from sse_broker.control_line import DRAIN, NOW, READY, RELOAD, REOPEN, WorkerEnd
-from sse_broker.errors import BrokerError
+from sse_broker.errors import BrokerError, StartError
 from sse_broker.file_limits import file_limit
 from sse_broker.gate import Gate
 from sse_broker.http_server import HttpServer
 from sse_broker.lifecycle import Stop, say_where
-from sse_broker.listener import listen, public_address
+from sse_broker.listener import adopt, listen, public_address
 from sse_broker.memory import MemoryBackend
 from sse_broker.metrics import Metrics
 from sse_broker.redis_backend import RedisBackend
@@ -45,6 +47,8 @@ PEER_TIMEOUT_HEARTBEATS = 1.5
 # How long connections that were just accepted have for sending their request, once nothing is accepted any more.
 LINGER_SECONDS = 0.2
 ADMIN_PEER_TIMEOUT_SECONDS = 30.0
+# For a backend that has not started, or whose time the streams took.
+MIN_CLOSE_SECONDS = 0.5
 
 
 def run(
@@ -71,10 +75,10 @@ async def serve(
         line.obey(orders | {"": stop.drain})
     alive = asyncio.create_task(line.stay_alive(), name="alive") if line else None
     try:
-        server = _Server(config, stop, read or (lambda: config), line)
-        await server.startup()
-        await server.main_loop(on_ready)
-        await server.shutdown()
+        async with AsyncExitStack() as closing:
+            server = _Server(config, stop, read or (lambda: config), line, closing)
+            await server.startup()
+            await server.main_loop(on_ready)
     except BrokerError:
         raise
     except Exception:
@@ -88,62 +92,72 @@ async def serve(
 
 
 class _Server:
-    """One instance: what it is made of, how it starts, and how it ends."""
+    """One instance: what it is made of, and how it starts. How each part ends is put on `closing` when the part is there; the end
+    begins with the drain, and an error at any point ends as much.
+    """
 
-    def __init__(self, config: Config, stop: Stop, read: ReadConfig, line: WorkerEnd | None) -> None:
+    def __init__(
+        self, config: Config, stop: Stop, read: ReadConfig, line: WorkerEnd | None, closing: AsyncExitStack
+    ) -> None:
         self._has_secret = bool(config.jwt.secret)
         self._config = config = with_random_secret(config)
         self._stop = stop
         self._line = line
+        self._closing = closing
+        self._deadline = 0.0
         self._ssl_context = tls_context(config.server)
-        public_keys = public_keys_of(config)
-        self._gate = Gate(access_of(config, public_keys))
-        self._reloader = Reloader(config, read, self._gate, public_keys, self._ssl_context)
+        self._public_keys = public_keys_of(config)
+        self._gate = Gate(access_of(config, self._public_keys))
+        self._reloader = Reloader(config, read, self._gate, self._public_keys, self._ssl_context)
         self._notifier = Notifier()
-        self._sockets = inherited_sockets() or listen(
-            config.server.host,
-            config.server.port,
-            peer_timeout_seconds=PEER_TIMEOUT_HEARTBEATS * config.sse.heartbeat_interval,
-            share_port=line is not None,
-        )
+        self._sockets = _sockets(config, share_port=line is not None)
+        for sock in self._sockets:
+            closing.callback(sock.close)
         self._broker = Broker(
             make_backend(config),
             address=public_address(self._sockets),
             heartbeat_seconds=config.sse.heartbeat_interval,
             max_buffer_bytes=config.sse.max_buffer_bytes,
-            max_streams=config.server.max_connections or file_limit() - SPARE_FILES,
+            max_streams=_max_streams(config),
             end_expired=config.jwt.end_streams,
         )
-        jwks_url = config.jwt.jwks_url
-        self._jwks = JwkSet(jwks_url, public_keys, config.jwt.jwks_refresh) if jwks_url else None
-        self._http = HttpServer(Api(self._broker, self._gate, config, self._jwks))
-        self._slow_clients = SlowClients(self._http, self._gate, config.server.trusted_networks)
-        self._admin: web.AppRunner | None = None
 
     async def startup(self) -> None:
-        """Begin to serve. Raises: StartError; then everything is closed."""
+        """Begin to serve. Raises: StartError."""
+        config, closing = self._config, self._closing
         if not self._has_secret:
             log.warning("jwt.secret is not set: tokens are signed with a random secret that ends with this process")
-        try:
-            if self._jwks is not None:
-                await self._jwks.start()
-            await self._broker.start()
-            await self._http.start(self._sockets, self._ssl_context)
-            offset = self._line.number - 1 if self._line else 0
-            self._admin = await _start_admin(self._broker, self._gate, self._config.server, offset)
-        except BaseException:
-            for sock in self._sockets:
-                sock.close()
-            await self._broker.close()
-            if self._jwks is not None:
-                await self._jwks.close()
-            raise
+        jwks = None
+        if config.jwt.jwks_url:
+            jwks = JwkSet(config.jwt.jwks_url, self._public_keys, config.jwt.jwks_refresh)
+            closing.push_async_callback(jwks.close)
+            await jwks.start()
+        closing.push_async_callback(self._notifier.close)
+        closing.push_async_callback(self._close_broker)
+        await self._broker.start()
+        self._http = HttpServer(Api(self._broker, self._gate, config, jwks))
+        closing.push_async_callback(self._http.close)
+        await self._http.start(self._sockets, self._ssl_context)
+        if config.server.admin_port:
+            await self._start_admin(config.server.admin_port + (self._line.number - 1 if self._line else 0))
+
+    async def _start_admin(self, port: int) -> None:
+        sockets = listen(self._config.server.host, port, peer_timeout_seconds=ADMIN_PEER_TIMEOUT_SECONDS)
+        application = admin_application(self._broker, Metrics(self._broker, self._gate.counters))
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+        self._closing.push_async_callback(runner.cleanup)
+        await runner.setup()
+        for sock in sockets:
+            await web.SockSite(runner, sock).start()
 
     async def main_loop(self, on_ready: OnReady | None) -> None:
         """Say that requests are answered, and return when the end is asked for."""
+        slow_clients = SlowClients(self._http, self._gate, self._config.server.trusted_networks)
+        self._closing.push_async_callback(self._drain)
+        self._closing.callback(slow_clients.close)
         self._stop.on_hangup(self._reload)
         _spare_garbage_collector()
-        self._slow_clients.start()
+        slow_clients.start()
         if self._line:
             self._line.say(READY)
         else:
@@ -153,57 +167,57 @@ class _Server:
         self._notifier.ready()
         await self._stop.wait()
 
-    async def shutdown(self) -> None:
-        """Drain and close everything, within `drain_seconds`, or at once when that is asked for."""
-        if self._line:
-            self._http.leave_port(self._sockets)
-        self._slow_clients.close()
-        self._notifier.stopping()
-        await _shut_down(self._broker, self._http, self._config.server.drain_seconds, self._stop)
-        if self._admin is not None:
-            await self._admin.cleanup()
-        await self._notifier.close()
-        if self._jwks is not None:
-            await self._jwks.close()
-
     def _reload(self) -> None:
         self._notifier.reloading()
         self._reloader.reload()
         self._notifier.ready()
 
+    async def _drain(self) -> None:
+        """Take nothing new and end every stream, within `drain_seconds`, or at once when that is asked for."""
+        drain_seconds = self._config.server.drain_seconds
+        self._deadline = time.monotonic() + drain_seconds
+        self._notifier.stopping()
+        log.info("stopping: %d streams to end", len(self._broker.registry))
+        if self._line:
+            self._http.leave_port(self._sockets)
+        self._http.stop_listening()
+        # A second of the time is for what follows.
+        drain = asyncio.create_task(self._broker.drain(max(0.0, drain_seconds - 1)), name="drain")
+        linger = asyncio.create_task(asyncio.sleep(min(LINGER_SECONDS, drain_seconds)), name="linger")
+        forced = asyncio.create_task(self._stop.wait_again(), name="second signal")
+        for task in (drain, linger):
+            await asyncio.wait({task, forced}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drain, linger, forced):
+            task.cancel()
+        await asyncio.gather(drain, linger, forced, return_exceptions=True)
 
-async def _start_admin(broker: Broker, gate: Gate, server: ServerConfig, offset: int) -> web.AppRunner | None:
-    if not server.admin_port:
-        return None
-    sockets = listen(server.host, server.admin_port + offset, peer_timeout_seconds=ADMIN_PEER_TIMEOUT_SECONDS)
-    runner = web.AppRunner(
-        admin_application(broker, Metrics(broker, gate.counters)), access_log=None, shutdown_timeout=1
-    )
-    await runner.setup()
-    for sock in sockets:
-        await web.SockSite(runner, sock).start()
-    return runner
+    async def _close_broker(self) -> None:
+        try:
+            async with asyncio.timeout(max(MIN_CLOSE_SECONDS, self._deadline - time.monotonic())):
+                await self._broker.close()
+        except TimeoutError:
+            log.warning("the backend did not take the last changes of presence; the other instances will clear them")
+        if self._deadline:
+            log.info("stopped")
 
 
-async def _shut_down(broker: Broker, http: HttpServer, drain_seconds: float, stop: Stop) -> None:
-    log.info("stopping: %d streams to end", len(broker.registry))
-    deadline = time.monotonic() + drain_seconds
-    http.stop_listening()
-    # A second of the time is for what follows.
-    drain = asyncio.create_task(broker.drain(max(0.0, drain_seconds - 1)), name="drain")
-    linger = asyncio.create_task(asyncio.sleep(min(LINGER_SECONDS, drain_seconds)), name="linger")
-    forced = asyncio.create_task(stop.wait_again(), name="second signal")
-    for task in (drain, linger):
-        await asyncio.wait({task, forced}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (drain, linger, forced):
-        task.cancel()
-    await asyncio.gather(drain, linger, forced, return_exceptions=True)
-    await http.close()
-    try:
-        await asyncio.wait_for(broker.close(), max(0.5, deadline - time.monotonic()))
-    except TimeoutError:
-        log.warning("the backend did not take the last changes of presence; the other instances will clear them")
-    log.info("stopped")
+def _max_streams(config: Config) -> int:
+    """Return how many streams may be open. Raises: StartError where the process may open hardly any file."""
+    most = config.server.max_connections or file_limit() - SPARE_FILES
+    if most <= 0:
+        raise StartError(
+            f"only {file_limit()} files may be open, and {SPARE_FILES} are needed beside those of streams: ulimit -n"
+        )
+    return most
+
+
+def _sockets(config: Config, *, share_port: bool) -> list[socket.socket]:
+    """Return the sockets that systemd opened, or else those that the configuration names. Raises: StartError."""
+    seconds = PEER_TIMEOUT_HEARTBEATS * config.sse.heartbeat_interval
+    if inherited := inherited_sockets():
+        adopt(inherited, peer_timeout_seconds=seconds)
+        return inherited
+    return listen(config.server.host, config.server.port, peer_timeout_seconds=seconds, share_port=share_port)
 
 
 def _spare_garbage_collector() -> None:
