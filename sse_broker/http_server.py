@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from sse_broker.listener import BACKLOG
-from sse_broker.web import application, runner
+from sse_broker.web import application, protocols, runner
 from sse_broker.web_api import Api
 from sse_broker.web_door import Door, Hall
 
@@ -24,7 +24,8 @@ class HttpServer:
     """Serves the API on some sockets. With `short_way` off, every request goes through aiohttp's handlers."""
 
     def __init__(self, api: Api, *, short_way: bool = True) -> None:
-        self.runner = runner(application(api), api.config)
+        self.runner = runner(application(api))
+        self._make_protocol = protocols(api.config)
         self.hall = Hall(api, self._aiohttp_protocol)
         self._short_way = short_way
         self._listeners: list[asyncio.Server] = []
@@ -85,7 +86,7 @@ class HttpServer:
     def _aiohttp_protocol(self) -> asyncio.Protocol:
         server = self.runner.server
         assert server is not None
-        return server()
+        return self._make_protocol(server, loop=asyncio.get_running_loop())
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ import aiohttp
 import jwt
 import pytest
 
+from sse_broker import openapi
 from tests.broker_process import SECRET
 from tests.event_client import Answer, Api
+from tests.raw_http import RawConnection, exchange
 from tests.redis_servers import RedisServer
 from tests.served import Serve, ServedBroker
 
@@ -293,6 +296,16 @@ async def test_another_method_is_refused_with_those_allowed(serve_embedded: Serv
             assert path in answer.msg
 
 
+@pytest.mark.parametrize("path", ["/", "/demo", "/static/demo.html", "/static/demo.js", "/openapi.json", "/healthz"])
+async def test_a_page_takes_no_other_method_than_get_and_head(serve_embedded: Serve, path: str) -> None:
+    broker = await serve_embedded()
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        answer = await broker.api.request(method, path + "?token=sesame")
+        assert (answer.status, answer.body["code"], answer.result) == (405, 405, ""), answer
+        assert answer.headers["allow"] == "GET, HEAD"
+        assert answer.msg == f"{path} takes GET and HEAD"
+
+
 async def test_events_takes_no_post(serve_embedded: Serve) -> None:
     broker = await serve_embedded()
     answer = await broker.api.request("POST", "/events")
@@ -341,6 +354,80 @@ async def test_without_redis_what_needs_it_is_unavailable_for_now(
         assert int(answer.headers["retry-after"]) > 0
     assert (await broker.api.token("u")).status == 200
     await redis_server.start()
+
+
+HOST = b"Host: x\r\n"
+NO_REQUEST: list[tuple[bytes, str]] = [
+    (
+        b"GET /send?data=" + b"sesame" * 3000 + b" HTTP/1.1\r\n" + HOST,
+        "is longer than 16384 bytes; long data goes into",
+    ),
+    (b"GET /info HTTP/1.1\r\nX: " + b"sesame" * 3000 + b"\r\n" + HOST, "a header, is longer than 16384 bytes"),
+    ("GET /events?token=sesameé HTTP/1.1\r\n".encode() + HOST, "path and query must be percent-encoded"),
+    (b"GET /send?data=sesame HTTP/1.1\r\n", "the header Host is missing"),
+    (b"GET /info HTTP/1.1\r\n" + b"X: sesame\r\n" * 200 + HOST, "there are too many headers"),
+    (
+        b"POST /send HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n" + HOST,
+        "Content-Length and Transfer-Encoding can not be given together",
+    ),
+    (
+        b"POST /send HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n" + HOST,
+        "Content-Length and Transfer-Encoding can not be given together",
+    ),
+    (b"BREW /sesame HTTP/1.1\r\n" + HOST, "the request does not begin with a method that is known here"),
+    (b"GET /info HTTP/1.1\r\nsesame\r\n" + HOST, "the request is not HTTP as it should be"),
+    (b"GET http://x:sesame/info HTTP/1.1\r\n" + HOST, "the request is not HTTP as it should be"),
+]
+
+
+@pytest.mark.parametrize(("head", "message"), NO_REQUEST)
+async def test_what_is_no_request_is_refused_as_json_that_repeats_nothing_of_it(
+    serve_embedded: Serve, caplog: pytest.LogCaptureFixture, head: bytes, message: str
+) -> None:
+    broker = await serve_embedded()
+    async with RawConnection(broker.port) as connection:
+        await connection.send(head + b"\r\n")
+        answer, _, body = (await asyncio.wait_for(connection.reader.read(), 10)).partition(b"\r\n\r\n")
+    status, *lines = answer.decode().split("\r\n")
+    assert status == "HTTP/1.1 400 Bad Request"
+    assert {"Content-Type: application/json; charset=utf-8", f"Content-Length: {len(body)}", "Connection: close"} <= {
+        *lines
+    }
+    said = json.loads(body)
+    assert message in said.pop("msg")
+    assert said == {"code": 400, "micro": 0, "result": ""}
+    assert b"sesame" not in body
+    assert "sesame" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "message"),
+    [
+        ("OPTIONS *", 404, "there is no * here"),
+        ("CONNECT x:1", 404, "there is no tunnel here"),
+        ("GET /healthz HTTP/1.1\r\nExpect: sesame\r\nX:", 417, "'Expect' may be 100-continue and nothing else"),
+    ],
+)
+async def test_what_gets_to_no_handler_is_refused_as_json(
+    serve_embedded: Serve, line: str, status: int, message: str
+) -> None:
+    broker = await serve_embedded()
+    answer = await exchange(broker.port, line.encode() + b" HTTP/1.1\r\nConnection: close\r\n" + HOST + b"\r\n")
+    assert (answer.status, answer.body["code"], answer.result) == (status, status, "")
+    assert message in answer.msg
+
+
+async def test_a_page_that_fails_is_an_error_as_json_and_in_the_log(
+    serve_embedded: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = await serve_embedded()
+    with monkeypatch.context() as context:
+        context.setattr(openapi, "description", lambda: 1 / 0)
+        answer = await broker.api.request("GET", "/openapi.json")
+    assert (answer.status, answer.body["code"], answer.result) == (500, 500, "")
+    assert answer.msg == "something went wrong here; the log says what"
+    assert ["ZeroDivisionError" in line for line in broker.trouble.lines] == [True]
+    broker.trouble.lines.clear()
 
 
 async def test_a_path_that_is_not_there_is_not_found(serve_embedded: Serve) -> None:
