@@ -48,12 +48,17 @@ def user(uid: str, presences: Sequence[Presence]) -> dict[str, object]:
 
 
 def instance_at(address: str, instances: Sequence[Instance]) -> dict[str, object]:
-    """Return the result for the instance at an address with or without port; workers of one port count as one."""
+    """Return the result for the instance at an address; without port it is the first of that host. Workers of one port count
+    as one.
+    """
     found = [one for one in instances if one.address == address]
     found = found or [one for one in instances if _host(one.address) in (address, f"[{address}]")]
     if not found:
         return {"online": False, "version": "", "address": address, "start_time": "", "device_count": 0}
-    return _instance_fields(found[0]) | {"device_count": sum(one.device_count for one in found)}
+    first = found[0]
+    return _instance_fields(first) | {
+        "device_count": sum(one.device_count for one in found if one.address == first.address)
+    }
 
 
 def cluster(instances: Sequence[Instance], user_count: int, device_count: int) -> dict[str, object]:

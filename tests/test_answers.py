@@ -144,6 +144,14 @@ def test_workers_of_one_port_count_as_one_instance() -> None:
     assert found["start_time"] == local_text(T)
 
 
+def test_instances_of_one_host_are_not_counted_together() -> None:
+    """Each port is another one; asked for without a port, the first answers, with its workers."""
+    other = Instance("i5", "10.0.0.1:8081", "1.0", T + 4, 20)
+    worker = Instance("i4", ONE.address, "1.0", T + 3, 10)
+    found = answers.instance_at("10.0.0.1", [ONE, other, worker])
+    assert (found["address"], found["device_count"]) == (ONE.address, 13)
+
+
 def test_the_cluster_is_its_counts_and_its_instances() -> None:
     found = answers.cluster([ONE, TWO], 5, 7)
     assert {key: found[key] for key in ("instance_count", "user_count", "device_count")} == {
