@@ -16,6 +16,7 @@ from typing import TextIO
 FLUSH_SECONDS = 0.05
 MAX_WAITING_LINES = 500
 
+# Every line begins with the time and ends with the message.
 LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ACCESS_LINE = "%(asctime)s %(message)s"
 
@@ -42,7 +43,8 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.stream = stream
         self._path = path
-        self._named = line == LINE
+        self._after_time = line.removeprefix("%(asctime)s")
+        self._before_message: dict[str, str] = {}
         self._complained = False
         self._waiting: list[str] = []
         self._flushing_loop: asyncio.AbstractEventLoop | None = None
@@ -66,8 +68,11 @@ class LineHandler(logging.Handler):
                 self._second = second
                 self._second_text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
             when = f"{self._second_text},{int((now - second) * 1000):03d}"
-            message = one_line(message)
-            self._take(f"{when} INFO {name}: {message}\n" if self._named else f"{when} {message}\n", at_once=False)
+            between = self._before_message.get(name)
+            if between is None:
+                between = self._after_time % {"levelname": "INFO", "name": name, "message": ""}
+                self._before_message[name] = between
+            self._take(f"{when}{between}{one_line(message)}\n", at_once=False)
 
     def flush(self) -> None:
         """Write what waits."""

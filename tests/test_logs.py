@@ -29,8 +29,8 @@ def start() -> Iterator[Setup]:
     """A function that sets logging up from keys of `[server]`; undone at the end."""
     started: list[LogFiles] = []
 
-    def run(**paths: object) -> LogFiles:
-        started.append(setup(ServerConfig(**{f"{name}_log_path": str(path) for name, path in paths.items()})))
+    def run(who: str = "", **paths: object) -> LogFiles:
+        started.append(setup(ServerConfig(**{f"{name}_log_path": str(path) for name, path in paths.items()}), who))
         return started[-1]
 
     yield run
@@ -273,16 +273,22 @@ async def test_what_waits_is_written_at_the_end_and_on_reopening(start: Setup, t
     assert len(messages((tmp_path / "broker").read_text())) == 2
 
 
-def test_the_short_way_writes_what_the_long_one_does(start: Setup, tmp_path: Path) -> None:
-    start(broker=tmp_path / "broker")
-    for log in (BROKER, HotLog(BROKER)):
-        log.info("user %s\n, %d", "ann", 5)
-        logging.disable()
-        log.info("not this")
-        logging.disable(logging.NOTSET)
-    first, second = (tmp_path / "broker").read_text().splitlines()
-    assert first.split(" ", 2)[2] == second.split(" ", 2)[2] == "INFO sse_broker.something: user ann\\n, 5"
-    assert len(first) == len(second)
+@pytest.mark.parametrize(("who", "name"), [("", "sse_broker.something"), ("worker 1", "worker 1 sse_broker.something")])
+def test_the_short_way_writes_what_the_long_one_does(
+    start: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str, name: str
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # with those of pytest there is no short way
+    start(who, broker=tmp_path / "broker", access=tmp_path / "access")
+    for logger in (BROKER, ACCESS):
+        for log in (logger, HotLog(logger)):
+            log.info("user %s\n, 5%% of %d", "ann", 5)
+            logging.disable()
+            log.info("not this")
+            logging.disable(logging.NOTSET)
+    for file, line in (("broker", f"INFO {name}: user ann\\n, 5% of 5"), ("access", "user ann\\n, 5% of 5")):
+        first, second = (tmp_path / file).read_text().splitlines()
+        assert first.split(" ", 2)[2] == second.split(" ", 2)[2] == line
+        assert len(first) == len(second)
 
 
 def test_the_short_way_reaches_other_handlers_too(
