@@ -113,7 +113,7 @@ _REFUSALS = {
     "413": "The body is too long.",
     "415": "The body is of a type that is not taken.",
     "429": "Too much in a short time: see Retry-After.",
-    "503": "Not now: see Retry-After.",
+    "503": "Not now: see Retry-After. A send or a kick may have been carried out or not.",
 }
 
 

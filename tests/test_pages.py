@@ -109,6 +109,13 @@ async def test_a_page_loads_only_what_this_broker_serves(client: Client, path: s
         assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
 
 
+async def test_the_api_page_does_not_promise_that_a_503_sent_nothing(client: Client) -> None:
+    """Redis may have taken what it did not answer for."""
+    text = (await markup_of(client, "/")).text
+    assert "A send or a kick that is told so may have been carried out or not." in text.partition("503Redis is away")[2]
+    assert "Nothing was sent" not in text
+
+
 @pytest.mark.parametrize("path", PAGES)
 async def test_the_links_of_a_page_lead_to_pages_and_parts_that_exist(client: Client, path: str) -> None:
     markup = await markup_of(client, path)
