@@ -89,7 +89,7 @@ class Backend(Protocol):
     4. Each change of presence is announced once, after it is made, in order for each device.
     5. `leave` compares the connection id, so the end of an old stream never removes its successor.
     6. A call that can not be carried out raises `Unavailable` within seconds; what it was to change is then unknown for
-       `publish` and `kick`, and put right by itself for `join` and `leave`.
+       `publish` and `kick`, taken back by itself for `join`, and made up for by itself for `leave`.
     """
 
     name: str

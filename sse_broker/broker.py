@@ -77,6 +77,7 @@ class Broker:
         try:
             for start in range(0, len(streams), 250):
                 for stream in streams[start : start + 250]:
+                    self.delivery.finish(stream)
                     stream.end(system_events.end(Reason.INSTANCE_CLOSE, address), Reason.INSTANCE_CLOSE)
                 await asyncio.sleep(0)
             deadline = time.monotonic() + seconds
@@ -125,8 +126,7 @@ class Broker:
         try:
             joined = await self.backend.join(stream.device, last_id)
         except BaseException:
-            # It may have been carried out all the same, or be so later.
-            self.leave(stream)
+            self.registry.remove(stream)
             raise
         if self.draining:
             self.leave(stream)

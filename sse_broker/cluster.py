@@ -47,6 +47,9 @@ class Membership(Protocol):
     async def beat(self, ttl_seconds: float) -> Beat:
         """Keep this instance's heartbeat for `ttl_seconds`; this makes it no member."""
 
+    def leave_again(self) -> None:
+        """Say of whom it could not be said before that they left: presence is right, as far as a heartbeat can tell."""
+
     async def clear(self, instance_id: str) -> int:
         """Remove a dead instance and announce its devices' going; each by exactly one caller. Return how many."""
 
@@ -142,6 +145,7 @@ class Cluster:
             self._rejoin = self._announce = False
             self._odd_beats = 0
             return
+        self._membership.leave_again()
         devices = self._membership.local_devices()
         self._odd_beats = self._odd_beats + 1 if beat.device_count != len(devices) else 0
         if self._odd_beats >= ODD_BEATS:

@@ -24,7 +24,7 @@ from sse_broker.redis_entries import device_json, devices_of, page_of
 from sse_broker.redis_group import Group, target_arguments
 from sse_broker.redis_lane import CALL_SECONDS, Lane
 from sse_broker.redis_member_scripts import OVERVIEW
-from sse_broker.redis_membership import RedisMembership
+from sse_broker.redis_membership import Joining, RedisMembership
 from sse_broker.redis_scripts import JOIN, KICK, PUBLISH, REPLAY, ROUTES
 from sse_broker.redis_touches import Touches
 from sse_broker.target import Message, Sent, Target
@@ -141,15 +141,13 @@ class RedisBackend:
 
     async def join(self, device: Device, last_id: int | None) -> Joined:
         """See `Backend.join`."""
-        with self.membership.joining(device):
-            return await self._join(device, last_id)
+        with self.membership.joining(device) as joining:
+            return await self._join(device, last_id, joining)
 
-    async def _join(self, device: Device, last_id: int | None) -> Joined:
-        deadline = time.monotonic() + JOIN_SECONDS
-        while True:
-            await self.membership.settled(deadline)
-            reply = await self._lane.call(
-                JOIN,
+    async def _join(self, device: Device, last_id: int | None, joining: Joining) -> Joined:
+        def arguments() -> tuple[Any, ...]:
+            joining.sent = True
+            return (
                 device.device_id,
                 device.uid,
                 device.connection_id,
@@ -164,7 +162,13 @@ class RedisBackend:
                 PAGE_FRAMES,
                 KEEP_MS,
             )
-            if reply[0] == b"joined":
+
+        deadline = time.monotonic() + JOIN_SECONDS
+        while True:
+            await self.membership.settled(deadline)
+            reply = await self._lane.begin(JOIN, arguments)
+            joining.sent = joining.done = reply[0] == b"joined"
+            if joining.done:
                 page, end_id = self._page(reply[2], reply[3])
                 if page.more and not page.frames:
                     gap_id, page = page.gap_id, await self.replay(device, end_id)

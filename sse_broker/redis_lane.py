@@ -56,7 +56,10 @@ class _Call:
 
 
 class Lane:
-    """One ordered way to Redis. `start` and `close` own its task."""
+    """One ordered way to Redis. `start` and `close` own its task.
+
+    How many calls wait is bounded for `call` and `begin`; who uses `post` keeps its own bound.
+    """
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Lane:
         self._idle.set()
         self._connection: RedisConnection | None = None
         self._task: asyncio.Task[None] | None = None
+        self._posted = 0
         self._away_since: float | None = None
         self._answered_at = 0.0
         self._closed = False
@@ -118,13 +122,15 @@ class Lane:
     ) -> "asyncio.Future[Any]":
         """Like `call`, with arguments that are asked for when they are first sent, so that what comes until then can go with
         them. With `ahead` it passes, when more waits than one batch, what was not sent yet: in a storm of joins a send took
-        5 s. Raises: Unavailable, here or from the future.
+        5 s, and a heartbeat that is as late looks like death. Raises: Unavailable, here or from the future.
         """
         if self._closed:
             raise Unavailable(CLOSING)
         away = self._away_since is not None and time.monotonic() - self._away_since > PATIENCE_SECONDS
-        if away or len(self._waiting) > MAX_WAITING:
+        if away:
             raise Unavailable("Redis is out of reach; try again")
+        if len(self._waiting) - self._posted > MAX_WAITING:
+            raise Unavailable("more is asked of Redis than it does; try again")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         one = _Call(script, arguments, answer, ahead=ahead and len(self._waiting) > BATCH_CALLS)
@@ -135,6 +141,7 @@ class Lane:
 
     def post(self, script: Script, *arguments: Any, then: Callable[[Any], None] = lambda answer: None) -> None:
         """Carry out a script some time, in order, however long it takes; then give its answer to `then`."""
+        self._posted += 1
         self._add(_Call(script, lambda: arguments, None, then))
 
     def _add(self, one: _Call) -> None:
@@ -164,14 +171,14 @@ class Lane:
                 for one in self._waiting:
                     _fail(one, "something went wrong between broker and Redis")
                 self._waiting.clear()
+                self._posted = 0
             await asyncio.sleep(pause)
             pause = min(2 * pause, RECONNECT_SECONDS[1])
 
     async def _round(self, connection: RedisConnection | None) -> None:
         """Carry out what waits, as one batch."""
         assert connection is not None
-        self._drop_given_up()
-        batch = [self._waiting[at] for at in range(min(len(self._waiting), BATCH_CALLS))]
+        batch = self._next_batch()
         if batch:
             sent_at = time.monotonic()
             replies = await connection.call([_command(one) for one in batch], REPLY_SECONDS)
@@ -187,10 +194,21 @@ class Lane:
                 if _means_elsewhere(reply):
                     raise reply
                 self._waiting.popleft()
+                self._posted -= one.answer is None
                 _settle(one, reply)
         if not self._waiting:
             self._wanted.clear()
             self._idle.set()
+
+    def _next_batch(self) -> list[_Call]:
+        """Return the first calls that somebody waits for still, or that were posted; they stay where they are."""
+        batch: list[_Call] = []
+        while self._waiting and len(batch) < BATCH_CALLS:
+            one = self._waiting.popleft()
+            if not _is_given_up(one):
+                batch.append(one)
+        self._waiting.extendleft(reversed(batch))
+        return batch
 
     async def _connect(self) -> None:
         connection = await self._client.connect()

@@ -40,6 +40,14 @@ class _Leave:
     payload: str
 
 
+@dataclass(slots=True)
+class Joining:
+    """How far a join has come: no more must be taken back than may have been done."""
+
+    sent: bool = False
+    done: bool = False
+
+
 class RedisMembership:
     """The `Membership` of one instance, from `begin` to `end`.
 
@@ -74,7 +82,7 @@ class RedisMembership:
     def end(self) -> None:
         """Take the instance out of the cluster, behind all leaves."""
         self._settles_at = 0.0
-        self._leave_again()
+        self.leave_again()
         self._lane.post(RETIRE, self._me.id)
 
     # --- ids ---
@@ -95,11 +103,19 @@ class RedisMembership:
     # --- coming and going ---
 
     @contextmanager
-    def joining(self, device: Device) -> Iterator[None]:
-        """Pass a device over when presence is put right: it announces itself."""
+    def joining(self, device: Device) -> Iterator[Joining]:
+        """Pass a device over when presence is put right, as it announces itself; and take back a join that fails.
+
+        One that was never sent leaves nothing behind, here or in Redis: while that is away, there are many.
+        """
+        joining = Joining()
         self._joining.add(device.connection_id)
         try:
-            yield
+            yield joining
+        except BaseException:
+            if joining.sent:
+                self._leave(device, Reason.DISCONNECT, "", is_known=joining.done)
+            raise
         finally:
             self._joining.discard(device.connection_id)
 
@@ -120,10 +136,16 @@ class RedisMembership:
 
     def leave(self, device: Device, reason: Reason, payload: str) -> None:
         """See `Backend.leave`."""
+        self._leave(device, reason, payload, is_known=device.connection_id not in self._joining)
+
+    def _leave(self, device: Device, reason: Reason, payload: str, *, is_known: bool) -> None:
+        """Remove a device. Should the cluster have forgotten this instance, that waits until presence is right again; but for
+        one of whom it was never said that it came (`is_known`).
+        """
 
         def left(number: bytes | int) -> None:
             self.acknowledge(int(number))
-            if not int(number):
+            if is_known and not int(number):
                 self._forgotten.append(_Leave(device, reason, payload))
 
         if time.monotonic() < self._settles_at:
@@ -141,22 +163,21 @@ class RedisMembership:
             then=left,
         )
 
-    def _leave_again(self) -> None:
-        leaves, self._forgotten = self._forgotten, []
-        for leave in leaves:
-            self.leave(leave.device, leave.reason, leave.payload)
-
     # --- see `cluster.Membership` ---
 
     async def beat(self, ttl_seconds: float) -> Beat:
         """See `Membership.beat`."""
-        if time.monotonic() > self._settles_at:
-            self._leave_again()
         me = self._me
-        known, cleared, epoch, count, dead = await self._lane.call(
-            BEAT, me.id, me.address, me.version, repr(me.start_time), int(ttl_seconds * 1000), self.highest_id
-        )
+        arguments = (me.id, me.address, me.version, repr(me.start_time), int(ttl_seconds * 1000), self.highest_id)
+        known, cleared, epoch, count, dead = await self._lane.begin(BEAT, lambda: arguments, ahead=True)
         return Beat(bool(known), bool(cleared), int(epoch), int(count), tuple(one.decode() for one in dead))
+
+    def leave_again(self) -> None:
+        """See `Membership.leave_again`."""
+        if time.monotonic() > self._settles_at:
+            leaves, self._forgotten = self._forgotten, []
+            for leave in leaves:
+                self.leave(leave.device, leave.reason, leave.payload)
 
     async def clear(self, instance_id: str) -> int:
         """See `Membership.clear`."""

@@ -377,6 +377,14 @@ async def test_a_draining_instance_ends_every_stream_with_a_word_and_takes_no_ne
     assert caught.value.retry_after_seconds > 0
 
 
+async def test_a_broadcast_that_was_accepted_comes_before_the_end(house: House) -> None:
+    """It is written by a task, which has not had its turn yet."""
+    client = await house.open()
+    sent = await house.send(data="last words")
+    await house.broker.drain(1)
+    assert [(event.event, event.id) for event in client.events[1:]] == [("message", sent), ("sys_instance_close", None)]
+
+
 async def test_a_client_that_does_not_take_the_end_is_cut_off_in_time(house: House) -> None:
     stalled, other = await house.open("stalled"), await house.open("other")
     stalled.connection.stalled = True

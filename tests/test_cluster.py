@@ -31,11 +31,15 @@ class Members:
         self.beats: list[tuple[float, float]] = []
         self.calls: list[tuple[object, ...]] = []
         self.devices: list[Device] = []
+        self.left_again = 0
 
     async def beat(self, ttl_seconds: float) -> Beat:
         self.beats.append((time.monotonic(), ttl_seconds))
         self._fail()
         return self.answer
+
+    def leave_again(self) -> None:
+        self.left_again += 1
 
     async def clear(self, instance_id: str) -> int:
         self._fail()
@@ -117,6 +121,18 @@ async def test_a_well_cluster_is_left_alone(start: Start) -> None:
     await start(members)
     await members.some_beats(6)
     assert members.calls == []
+
+
+async def test_who_left_unsaid_is_said_to_have_left_once_presence_is_right(start: Start) -> None:
+    members = Members()
+    await start(members)
+    members.answer = replace(WELL, known=False)
+    await members.some_beats(3)
+    said = members.left_again
+    await members.some_beats(3)
+    assert members.left_again == said, "not while this instance is no member"
+    members.answer = WELL
+    await until(lambda: members.left_again > said, what="word of those who left")
 
 
 async def test_the_dead_are_cleared_once(start: Start) -> None:

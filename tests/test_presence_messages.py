@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -224,3 +225,43 @@ async def test_many_changes_of_one_device_are_told_in_order(serve_on_redis: Serv
     assert of_device == [DEVICE_ONLINE, DEVICE_OFFLINE] * 20
     of_user = [one.channel for one in listener.heard if one.channel in (USER_ONLINE, USER_OFFLINE)]
     assert of_user == [USER_ONLINE, USER_OFFLINE] * (len(of_user) // 2)
+
+
+async def test_who_is_refused_while_redis_is_away_is_no_news_when_its_data_is_lost(
+    serve_on_redis: Serve, redis_server: RedisServer, listener: Listener
+) -> None:
+    """Nor has it any effect on the stream of the same device elsewhere, which the cluster has to find out about again."""
+    tables = {"sse": {"heartbeat_interval": 1}}
+    home, away = await serve_on_redis(tables), await serve_on_redis(tables)
+    stays = await connected(home, listener, "ann", "phone", 2)
+    async with redis_server.client() as redis:
+        await redis.ping()
+        redis_server.freeze()
+        await until(lambda: _is_refused(away), what="an outage that is known", seconds=20)
+        for uid, device in (("ann", "phone"), ("eve", "desk")):
+            refused = away.client(uid, device)
+            assert (await refused.connect()).status == 503
+            await refused.close()
+        flushing = asyncio.create_task(redis.flushall())
+        await asyncio.sleep(0)
+        redis_server.thaw()
+        await flushing
+    await until(lambda: _has(away, 1), what="the device in its place again", seconds=20)
+    for broker in (home, away):
+        membership = broker.backend.membership  # type: ignore[attr-defined]
+        await membership.settled(time.monotonic() + 10)
+    assert (await away.api.send("hello", uid="ann")).result == 1
+    await stays.wait_for(lambda event: event.data == "hello")
+    assert [event.event for event in stays.system] == ["sys_connected", "sys_replay_gap"]
+    listener.assert_no_more()
+    await stays.close()
+
+
+async def _is_refused(broker: ServedBroker) -> bool:
+    answer = await broker.api.send("into the void", uid="nobody")
+    return answer.status == 503 and "out of reach" in answer.msg
+
+
+async def _has(broker: ServedBroker, devices: int) -> bool:
+    cluster = await broker.api.info()
+    return cluster.status == 200 and (cluster.result["instance_count"], cluster.result["device_count"]) == (2, devices)

@@ -5,6 +5,9 @@ here, and the test beats and joins again by hand, at the worst moments.
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -13,16 +16,18 @@ from sse_broker.envelope import EndEnvelope
 from sse_broker.errors import Unavailable
 from sse_broker.presence import Reason
 from sse_broker.redis_backend import RedisBackend
+from sse_broker.redis_lane import PATIENCE_SECONDS
 from sse_broker.redis_membership import RedisMembership
-from tests.backends import Node, Site, online, stop_beating
+from tests.backends import Node, Site, offline, online, stop_beating
+from tests.cutting_proxy import CuttingProxy
 from tests.waiting import until
 
 TTL_SECONDS = 60.0
 
 
-async def quiet_node(site: Site) -> Node:
+async def quiet_node(site: Site, **options: Any) -> Node:
     """Start an instance that beats only when the test has it beat."""
-    node = await site.node(heartbeat_seconds=0.9)
+    node = await site.node(heartbeat_seconds=0.9, **options)
     await stop_beating(node)
     return node
 
@@ -34,8 +39,11 @@ def membership_of(node: Node) -> RedisMembership:
 
 
 async def beat(node: Node) -> Beat:
-    """Have an instance beat."""
-    return await membership_of(node).beat(TTL_SECONDS)
+    """Have an instance beat, and go on as its cluster does where presence is right."""
+    found = await membership_of(node).beat(TTL_SECONDS)
+    if found.known and not found.cleared:
+        membership_of(node).leave_again()
+    return found
 
 
 async def clear(site: Site, dead: Node, by: Node) -> None:
@@ -268,6 +276,93 @@ async def test_of_two_streams_of_a_device_the_newer_stays_when_the_word_of_it_wa
     presence = await node.backend.device(new.device_id)
     assert presence is not None
     assert presence.device.connection_id == new.connection_id
+
+
+async def test_who_was_refused_while_redis_was_away_leaves_nothing_behind_when_data_is_lost(
+    shared_proxy: CuttingProxy, shared_site: Site
+) -> None:
+    """No word of a device that never came, and none to the stream of the same device elsewhere."""
+    other, node = await quiet_node(shared_site), await quiet_node(shared_site, addr=shared_proxy.addr)
+    stays = await other.join("phone", "ann")
+    await other.join("pad", "ben")
+    await shared_site.changes()
+    await shared_proxy.cut()
+    lane = node.backend._lane  # type: ignore[attr-defined]
+    asking = asyncio.create_task(node.backend.counts())
+    await until(lambda: lane._away_since and time.monotonic() > lane._away_since + PATIENCE_SECONDS, what="an outage")
+    for name, uid in (("phone", "ann"), ("desk", "eve")):
+        with pytest.raises(Unavailable, match="out of reach"):
+            await node.join(name, uid)
+    assert [one.script.name for one in lane._waiting] == ["overview"]
+    await flush(shared_site)
+    await shared_proxy.mend()
+    assert await asking == (0, 0)
+    for one in (node, other):
+        await until(lambda one=one: _beats(one), what="Redis")
+        await membership_of(one).rejoin(announce=False)
+    for one in (node, other):
+        await membership_of(one).settled(time.monotonic() + 10)
+        await beat(one)
+    assert await shared_site.changes() == []
+    assert other.ends == []
+    assert await online(other, "phone")
+    assert await online(other, "pad")
+    presence = await node.backend.device(stays.device_id)
+    assert presence is not None
+    assert presence.device.connection_id == stays.connection_id
+    assert await node.backend.counts() == (2, 2)
+
+
+async def _beats(node: Node) -> bool:
+    with suppress(Unavailable):
+        await beat(node)
+        return True
+    return False
+
+
+async def test_a_join_that_is_given_up_unsent_needs_no_leave_and_one_that_was_sent_is_taken_back(
+    shared_proxy: CuttingProxy, shared_site: Site
+) -> None:
+    other, node = await quiet_node(shared_site), await quiet_node(shared_site, addr=shared_proxy.addr)
+    lane = node.backend._lane  # type: ignore[attr-defined]
+    shared_proxy.deaf = True
+    sent = asyncio.create_task(node.join("a", "ann"))
+    await until(lambda: online(other, "a"), what="the join whose answer nobody hears")
+    behind = asyncio.create_task(node.join("b", "ben"))
+    await asyncio.sleep(0)
+    for task in (behind, sent):
+        task.cancel()
+    await asyncio.gather(sent, behind, return_exceptions=True)
+    assert [one.script.name for one in lane._waiting if one.answer is None] == ["leave"], "for the first alone"
+    await shared_proxy.cut_connections()
+    shared_proxy.deaf = False
+    await until(lambda: offline(other, "a"), what="its going")
+    assert await shared_site.changes() == [
+        ("device_online", "a", "ann", "connected", node.instance.address),
+        ("user_online", "a", "ann", "device_online", node.instance.address),
+        ("device_offline", "a", "ann", "disconnect", ""),
+        ("user_offline", "a", "ann", "disconnect", ""),
+    ]
+
+
+async def test_many_who_left_while_the_data_was_lost_do_not_keep_the_heartbeat_back(
+    shared_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than may wait: they are announced all the same, and sends are taken meanwhile."""
+    monkeypatch.setattr("sse_broker.redis_lane.MAX_WAITING", 50)
+    node = await quiet_node(shared_site)
+    devices = [await node.join(f"d{number}", "ann") for number in range(120)]
+    await flush(shared_site)
+    for device in devices:
+        node.leave(device)
+    assert not (await beat(node)).known
+    assert (await node.send()).count == 0
+    await membership_of(node).rejoin(announce=False)
+    await until(lambda: _counts(node, 0), what="the going of all")
+    changes = await shared_site.changes()
+    assert sorted(name for channel, name, *_ in changes if channel == "device_offline") == sorted(
+        device.device_name for device in devices
+    )
 
 
 async def test_an_instance_that_dies_while_it_puts_back_what_it_holds_leaves_no_ghosts(shared_site: Site) -> None:

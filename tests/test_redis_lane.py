@@ -89,6 +89,22 @@ async def test_what_goes_ahead_passes_what_was_not_sent_when_much_waits(lane: Li
     assert found[3:] == [*numbers[:BATCH_CALLS], "in its place", *numbers[BATCH_CALLS:]]
 
 
+async def test_what_was_posted_keeps_no_call_from_being_taken(
+    lane: Line, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a bound on what is asked, and none on what must be done; the one must not use up the other."""
+    monkeypatch.setattr("sse_broker.redis_lane.MAX_WAITING", 10)
+    for number in range(50):
+        lane.post(APPEND, str(number))
+    calls = [lane.begin(APPEND, lambda: ["asked"]) for _ in range(11)]
+    with pytest.raises(Unavailable, match="more is asked of Redis than it does"):
+        lane.begin(APPEND, lambda: ["one too many"])
+    await asyncio.gather(*calls)
+    await lane.flush(5)
+    assert len(await carried_out(redis_server)) == 61
+    await asyncio.gather(*(lane.call(APPEND, "later") for _ in range(11)))
+
+
 async def test_what_goes_ahead_stays_behind_what_was_sent(
     lane: Line, redis_server: RedisServer, proxy: CuttingProxy
 ) -> None:
