@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 CLEAR_DEVICES = 200
 KEPT_CLEARINGS = 20
+# How old a clearing may be that a failover takes along. One that was cleared long before may live again.
+CLEARING_SECONDS = 120.0
 REJOIN_DEVICES = 200
 SETTLE_SECONDS = 0.1
 JOINING = "this instance is just joining the cluster; try again"
@@ -71,8 +73,8 @@ class RedisMembership:
         # is kept here, so that moves and users are announced right.
         self._settles_at = 0.0
         self._forgotten: list[_Leave] = []
-        # Instances that this one has cleared and announced: should a server forget it, that is done again without a word.
-        self._cleared: deque[str] = deque(maxlen=KEPT_CLEARINGS)
+        # When this one has cleared and announced which instances: should a server forget it, that is done again without a word.
+        self._cleared: deque[tuple[float, str]] = deque(maxlen=KEPT_CLEARINGS)
         self.damaged = 0
 
     def begin(self, instance: Instance, receiver: Receiver, bus: Bus) -> None:
@@ -181,7 +183,9 @@ class RedisMembership:
 
     async def clear(self, instance_id: str) -> int:
         """See `Membership.clear`."""
-        return await self._clear(instance_id, Reason.INSTANCE_CLEAR)
+        cleared = await self._clear(instance_id, Reason.INSTANCE_CLEAR)
+        self._cleared.append((time.monotonic(), instance_id))
+        return cleared
 
     async def _clear(self, instance_id: str, reason: str) -> int:
         cleared, left = 0, 1
@@ -191,8 +195,6 @@ class RedisMembership:
             )
             cleared += removed
             self.acknowledge(int(number))
-        if instance_id not in self._cleared:
-            self._cleared.append(instance_id)
         return cleared
 
     async def rejoin(self, *, announce: bool) -> None:
@@ -212,8 +214,9 @@ class RedisMembership:
         # Now, as until here answers to leaves have come that say so.
         await self._put_back([leave.device for leave in self._forgotten], announce=announce)
         if lost:
-            for instance_id in tuple(self._cleared):
-                await self._clear(instance_id, "")
+            for cleared_at, instance_id in tuple(self._cleared):
+                if time.monotonic() - cleared_at < CLEARING_SECONDS:
+                    await self._clear(instance_id, "")
             await self._forget_ghosts()
         self.acknowledge(int(await self._lane.call(REGISTER, self._me.id, self._me.address)))
         if lost:
