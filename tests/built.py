@@ -113,8 +113,19 @@ def wine_python() -> Path:
     return found
 
 
+def keep_wine() -> None:
+    """Have the server process of this folder's Wine stay. By itself it ends some seconds after the last program, and a program
+    that starts at that very moment may end at once, with 0 and without a word.
+    """
+    _wineserver("--persistent")
+
+
 def end_wine() -> None:
-    """End the server process of this folder's Wine, which would else linger for some seconds."""
+    """End the server process of this folder's Wine."""
+    _wineserver("--kill")
+
+
+def _wineserver(order: str) -> None:
     subprocess.run(
-        ["wineserver", "--kill"], env=os.environ | WINE_ENVIRONMENT, timeout=30, check=False, capture_output=True
+        ["wineserver", order], env=os.environ | WINE_ENVIRONMENT, timeout=30, check=False, capture_output=True
     )
