@@ -110,17 +110,10 @@ class _Server:
         self._gate = Gate(access_of(config, self._public_keys))
         self._reloader = Reloader(config, read, self._gate, self._public_keys, self._ssl_context)
         self._notifier = Notifier()
-        self._sockets = _sockets(config, share_port=line is not None)
+        self._sockets = open_sockets(config, share_port=line is not None)
         for sock in self._sockets:
             closing.callback(sock.close)
-        self._broker = Broker(
-            make_backend(config),
-            address=public_address(self._sockets),
-            heartbeat_seconds=config.sse.heartbeat_interval,
-            max_buffer_bytes=config.sse.max_buffer_bytes,
-            max_streams=_max_streams(config),
-            end_expired=config.jwt.end_streams,
-        )
+        self._broker = make_broker(config, make_backend(config), public_address(self._sockets))
 
     async def startup(self) -> None:
         """Begin to serve. Raises: StartError."""
@@ -211,7 +204,7 @@ def _max_streams(config: Config) -> int:
     return most
 
 
-def _sockets(config: Config, *, share_port: bool) -> list[socket.socket]:
+def open_sockets(config: Config, *, share_port: bool = False) -> list[socket.socket]:
     """Return the sockets that systemd opened, or else those that the configuration names. Raises: StartError."""
     seconds = PEER_TIMEOUT_HEARTBEATS * config.sse.heartbeat_interval
     if inherited := inherited_sockets():
@@ -229,6 +222,18 @@ def _spare_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 10, 1_000)
+
+
+def make_broker(config: Config, backend: Backend, address: str) -> Broker:
+    """Return the broker that the configuration asks for, known as `address`. Raises: StartError."""
+    return Broker(
+        backend,
+        address=address,
+        heartbeat_seconds=config.sse.heartbeat_interval,
+        max_buffer_bytes=config.sse.max_buffer_bytes,
+        max_streams=_max_streams(config),
+        end_expired=config.jwt.end_streams,
+    )
 
 
 def make_backend(config: Config) -> Backend:

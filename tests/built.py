@@ -126,6 +126,5 @@ def end_wine() -> None:
 
 
 def _wineserver(order: str) -> None:
-    subprocess.run(
-        ["wineserver", order], env=os.environ | WINE_ENVIRONMENT, timeout=30, check=False, capture_output=True
-    )
+    environ, nothing = os.environ | WINE_ENVIRONMENT, subprocess.DEVNULL  # not pipes, which the server would hold open
+    subprocess.run(["wineserver", order], env=environ, timeout=30, check=False, stdout=nothing, stderr=nothing)

@@ -19,12 +19,11 @@ import jwt
 
 from sse_broker.access import access_of
 from sse_broker.backend import Backend
-from sse_broker.broker import Broker
 from sse_broker.config import Config
 from sse_broker.gate import Gate
 from sse_broker.http_server import HttpServer
-from sse_broker.listener import listen, public_address
-from sse_broker.server import PEER_TIMEOUT_HEARTBEATS, make_backend
+from sse_broker.listener import public_address
+from sse_broker.server import make_backend, make_broker, open_sockets
 from sse_broker.web_api import Api
 from tests.broker_process import SECRET, RedisKind
 from tests.event_client import Api as ApiClient
@@ -35,8 +34,8 @@ Tables = Mapping[str, Mapping[str, Any]]
 
 
 def make_config(tables: Tables | None = None, redis: RedisKind | None = None) -> Config:
-    """Return a configuration: the defaults, the tests' secret, a Redis if one is given, and `tables` over all."""
-    given: dict[str, dict[str, Any]] = {"jwt": {"secret": SECRET}}
+    """Return a configuration: the defaults, a free port, the tests' secret, a Redis if one is given, and `tables` over all."""
+    given: dict[str, dict[str, Any]] = {"server": {"port": 0}, "jwt": {"secret": SECRET}}
     if redis is not None:
         given["redis"] = {**redis.config, "addrs": tuple(redis.config["addrs"])}
     for table, keys in (tables or {}).items():
@@ -89,17 +88,9 @@ class ServedBroker(Lifetime):
     async def start(self) -> None:
         """Start everything."""
         logging.getLogger().addHandler(self.trouble)
-        sse = self.config.sse
-        sockets = listen("127.0.0.1", 0, peer_timeout_seconds=PEER_TIMEOUT_HEARTBEATS * sse.heartbeat_interval)
+        sockets = open_sockets(self.config)
         self._steps.append(partial(_closed, sockets))
-        self.broker = Broker(
-            self.backend,
-            address=public_address(sockets),
-            heartbeat_seconds=sse.heartbeat_interval,
-            max_buffer_bytes=sse.max_buffer_bytes,
-            max_streams=self.config.server.max_connections,
-            end_expired=self.config.jwt.end_streams,
-        )
+        self.broker = make_broker(self.config, self.backend, public_address(sockets))
         self._steps.append(self.broker.close)
         await self.broker.start()
         self.gate = Gate(access_of(self.config))
