@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from sse_broker.backend import PAGE_FRAMES, Page
+from sse_broker.backend import PAGE_FRAMES, Joined, Page
 from sse_broker.broker import Broker
 from sse_broker.errors import Unauthorized, Unavailable
 from sse_broker.memory import MemoryBackend
-from sse_broker.presence import PresenceMessage, device_id_of
+from sse_broker.presence import Device, PresenceMessage, device_id_of
 from sse_broker.stream import Stream
 from sse_broker.target import Message, Target
 from sse_broker.tokens import Claims
@@ -170,6 +170,46 @@ async def test_with_a_last_id_what_was_missed_comes_first(house: House) -> None:
     live = await house.send(users=("ann",))
     assert again.ids == [*missed, live]
     assert again.names == ["sys_connected"]
+
+
+@pytest.mark.parametrize("with_id", [True, False])
+async def test_a_frame_that_comes_before_the_join_is_answered_comes_once(house: House, with_id: bool) -> None:
+    """It is on the bus when nobody but the registry knows of the stream: as on Redis, where an answer takes its time."""
+    last = await house.send("seen")
+    join, sent = house.backend.join, []
+
+    async def late_answer(device: Device, last_id: int | None) -> Joined:
+        joined = await join(device, last_id)
+        sent.append(await house.send(users=("ann",)))
+        return joined
+
+    house.backend.join = late_answer  # type: ignore[method-assign]
+    client = await house.open(last_id=last if with_id else None)
+    sent.append(await house.send())
+    await until(lambda: len(client.ids) >= 2, what="both frames")
+    assert client.ids == sent
+
+
+async def test_a_device_that_changes_its_user_sees_nothing_that_came_for_the_former_one_meanwhile(house: House) -> None:
+    """While it joins, it is still the former user's, whose frames for the device reach whatever stream it has here."""
+    former = await house.open()
+    last = await house.send("seen")
+    join, turn = house.backend.join, asyncio.Event()
+
+    async def slow(device: Device, last_id: int | None) -> Joined:
+        await turn.wait()
+        return await join(device, last_id)
+
+    house.backend.join = slow  # type: ignore[method-assign]
+    client = house.new("pad", "ben")
+    joining = asyncio.create_task(house.broker.join(client.stream, last))
+    await until(lambda: house.broker.registry.connection(client.stream.device.connection_id), what="the new stream")
+    secret = await house.send("for ann's eyes", devices=PAD)
+    turn.set()
+    await house.broker.run(client.stream, client.connection, await joining, last)
+    mine = await house.send("for ben", devices=PAD)
+    assert client.ids == [mine]
+    assert former.ids == [last, secret]
 
 
 @pytest.mark.parametrize("with_id", [True, False])
@@ -425,6 +465,17 @@ async def test_after_the_close_nothing_runs() -> None:
 
 
 # Catching up
+
+
+async def test_what_is_still_to_be_written_is_not_lost_to_streams_that_catch_up(house: House) -> None:
+    """The broadcast waits for its task when all are told to read what follows it from the logs."""
+    clients = [await house.open(f"d{number}", f"u{number}") for number in range(3)]
+    sent = [await house.send("waits")]
+    house.broker.missed(sent[0])
+    sent.append(await house.send("later"))
+    for client in clients:
+        await until(lambda client=client: len(client.ids) >= 2, what="both broadcasts")
+        assert client.ids == sent
 
 
 async def test_streams_that_missed_something_catch_up_from_the_logs(house: House) -> None:

@@ -299,7 +299,7 @@ server.max_body_bytes
     bad_input::test_a_body_at_the_bound_is_taken
 server.max_connections
     web_events::test_a_full_instance_says_when_to_come_again
-    server::test_no_more_streams_are_taken_than_files_may_be_open
+    file_limits::test_no_more_streams_are_taken_than_files_may_be_open
 server.tls_cert, server.tls_key
     server::test_streams_and_sends_work_over_tls
     server::test_a_certificate_that_can_not_be_used_stops_the_start
@@ -326,7 +326,7 @@ sse.device_frame_cache_size
 sse.device_frame_cache_expire
     backend::test_an_id_older_than_the_retention_time_is_a_gap
 sse.max_buffer_bytes
-    presence_messages::test_a_client_that_does_not_read_is_announced_as_failed
+    event_stream::test_a_client_that_does_not_read_is_closed_at_the_bound
 Environment variables override
     config_source::test_the_environment_overrides_the_file_for_every_key
 -c/--config, else config.toml beside a bundled executable, else /etc/sse-broker/config.toml, else the defaults
@@ -395,6 +395,7 @@ Data with newlines, NUL, lone surrogates, 1 MiB text, emoji: delivered exactly, 
 A client that does not read: closed at max_buffer_bytes (heartbeat_fail); nobody else waits for it; it resumes by last id
     lost_clients::test_a_client_that_does_not_read_is_dropped_and_resumes
     client_faults::test_a_client_that_never_reads_is_closed_and_keeps_nobody_waiting
+    event_stream::test_a_client_that_does_not_read_is_closed_at_the_bound
     client_faults::test_a_replay_of_more_than_the_bound_to_a_slow_reader_completes
     presence_messages::test_a_client_that_does_not_read_is_announced_as_failed
     delivery::test_a_client_that_does_not_read_is_dropped_and_nobody_else_waits

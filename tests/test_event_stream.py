@@ -6,14 +6,18 @@ import asyncio
 import itertools
 import json
 import time
+from pathlib import Path
 
 import pytest
 
+from sse_broker.presence import Reason, device_id_of
 from tests.event_client import EventClient
 from tests.served import Serve, ServedBroker
 from tests.waiting import until
 
 DAY_MS = 86_400_000
+# What the kernel takes at most that a client does not read.
+KERNEL_BYTES = int(Path("/proc/sys/net/ipv4/tcp_wmem").read_text("ascii").split()[2])
 
 
 async def send(broker: ServedBroker, *texts: str, **to: object) -> None:
@@ -272,7 +276,7 @@ async def test_silence_is_broken_by_heartbeats_alone(serve_embedded: Serve) -> N
     broker = await serve_embedded({"sse": {"heartbeat_interval": interval}})
     async with broker.client("silent", "silent") as silent, broker.client("busy", "busy") as busy:
         opened = time.monotonic()
-        while silent.heartbeats < 3:
+        while silent.heartbeats < 5:
             await send(broker, "x", uid="busy")
             assert time.monotonic() < opened + 20 * interval
         # On a busy machine the sends may pause for long enough themselves.
@@ -280,8 +284,32 @@ async def test_silence_is_broken_by_heartbeats_alone(serve_embedded: Serve) -> N
         assert busy.heartbeats <= sum(pause > interval / 2 for pause in pauses)
         between = [later - earlier for earlier, later in itertools.pairwise(silent.heartbeat_times)]
         assert min(between) > interval / 2
+        assert min(between) < 1.5 * interval, "a busy machine makes some of them later, not all"
         assert silent.heartbeat_times[0] - opened > interval / 4
         assert len(silent.events) == 1
+
+
+# --- who does not read ---
+
+
+@pytest.mark.parametrize("to", [{"uid": "u"}, {}], ids=["to the user", "to everyone"])
+async def test_a_client_that_does_not_read_is_closed_at_the_bound(serve_embedded: Serve, to: dict[str, str]) -> None:
+    """By the bytes that wait alone: no heartbeat is due. What the kernel takes is known to it."""
+    bound, text = 1024 * 1024, "x" * 60_000
+    broker = await serve_embedded({"sse": {"heartbeat_interval": 60, "max_buffer_bytes": bound}})
+    async with broker.client("u", "stalled", receive_buffer_bytes=4096) as stalled:
+        stalled.stop_reading()
+        stream = broker.broker.registry.device(device_id_of("stalled"))
+        assert stream is not None
+        sent = most = 0
+        while not stream.ended:
+            await send(broker, text, **to)
+            await asyncio.sleep(0)
+            sent += len(text)
+            most = max(most, stream.backlog_bytes)
+            assert sent < bound + KERNEL_BYTES + 10 * len(text)
+        assert stream.end_reason == Reason.HEARTBEAT_FAIL
+        assert bound / 2 < most < bound + 2 * len(text)
 
 
 # --- ends ---

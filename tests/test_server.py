@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import signal
 import socket
 import ssl
@@ -20,7 +19,7 @@ from sse_broker.errors import ConfigError
 from sse_broker.lifecycle import Stop
 from sse_broker.memory import MemoryBackend
 from sse_broker.redis_backend import RedisBackend
-from sse_broker.server import file_limit, make_backend, tls_context
+from sse_broker.server import make_backend, tls_context
 from tests.broker_process import BrokerProcess
 from tests.raw_http import RawConnection, request_bytes
 from tests.redis_servers import RedisServer, make_certificate
@@ -193,10 +192,6 @@ async def test_it_serves_an_ipv6_address(run_broker: RunBroker) -> None:
         broker.assert_clean_output()
     finally:
         await broker.discard()
-
-
-def test_no_more_streams_are_taken_than_files_may_be_open() -> None:
-    assert file_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def test_the_backend_follows_the_configuration() -> None:
