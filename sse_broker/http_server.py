@@ -71,6 +71,8 @@ class HttpServer:
         self.stop_listening()
         if self._sweeping is not None:
             self._sweeping.cancel()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + CLOSE_SECONDS
         for door in list(self.hall.doors):
             door.close()
         if self.hall.works:
@@ -78,6 +80,11 @@ class HttpServer:
             for work in late:
                 work.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+        # A close waits for a client that does not read, and with TLS for its word that it has heard.
+        while self.hall.doors and loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        for door in list(self.hall.doors):
+            door.abort()
         await self.runner.cleanup()
 
     def _protocol(self) -> asyncio.Protocol:

@@ -313,6 +313,11 @@ class Door(asyncio.Protocol):
         if self.work is None and self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """End the connection, whatever is still to be said."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def _leave_to_aiohttp(self, data: bytes) -> None:
         """Hand the connection over, with all that came since the last request that was answered."""
         transport = self._transport

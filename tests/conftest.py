@@ -48,8 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Have half surrogate pairs, which tests send and log, written as escapes: no process can tell another of them."""
+    """Have a skip fail in CI: what is missing there has to be installed. And have half surrogate pairs, which tests send and log,
+    written as escapes: no process can tell another of them.
+    """
     report = yield
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"in CI no test is skipped: {report.longrepr}"
     report.sections = [(name, _encodable(text)) for name, text in report.sections]
     if report.failed and (text := str(report.longrepr)) != (clean := _encodable(text)):
         report.longrepr = clean

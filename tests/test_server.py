@@ -252,6 +252,28 @@ async def test_streams_and_sends_work_over_tls(run_broker: RunBroker, certificat
             assert (await client.next_event("sys_instance_close")).data == broker.address
 
 
+async def test_a_tls_client_that_says_no_word_more_keeps_nothing_from_ending(
+    run_broker: RunBroker, certificates: Path
+) -> None:
+    """Its connection is kept alive, and closing it waits for an answer; nothing of it is left when the program ends."""
+    tls = {"tls_cert": str(certificates / "server.crt"), "tls_key": str(certificates / "server.key")}
+    broker = await run_broker({"server": tls})
+    context = ssl.create_default_context(cafile=str(certificates / "ca.crt"))
+
+    def ask() -> ssl.SSLSocket:
+        mute = context.wrap_socket(socket.create_connection((broker.host, broker.port)), server_hostname=broker.host)
+        mute.sendall(b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert mute.recv(1000).startswith(b"HTTP/1.1 200 ")
+        return mute
+
+    mute = await asyncio.to_thread(ask)
+    try:
+        code, seconds = await broker.terminate()
+        assert (code, seconds < 8) == (0, True), seconds
+    finally:
+        mute.close()
+
+
 async def test_plain_http_on_a_tls_port_is_no_trouble(run_broker: RunBroker, certificates: Path) -> None:
     tls = {"tls_cert": str(certificates / "server.crt"), "tls_key": str(certificates / "server.key")}
     broker = await run_broker({"server": tls})
