@@ -344,6 +344,29 @@ async def test_a_broker_with_api_keys_asks_for_one_and_goes_on(open_demo: OpenDe
         await expect(demo.part("key-panel")).to_be_hidden()
 
 
+async def test_a_key_that_opens_too_little_can_be_changed(open_demo: OpenDemo) -> None:
+    """The page leads to the field for the key from wherever something was tried."""
+    config = {"api": {"named_keys": ["watcher:info:see-sesame"], "keys": ["open-sesame"]}}
+    async with BrokerProcess(config) as broker:
+        demo = await open_demo(viewport={"width": 375, "height": 600})
+        await demo.visit(broker, "scope-user", "scope-device")
+        await demo.send("first")
+        await expect(demo.part("key")).to_be_focused()
+        await expect(demo.part("key")).to_be_in_viewport()
+        await demo.part("key").fill("see-sesame")
+        await demo.part("key").press("Enter")
+        await expect(demo.part("send-result")).to_have_text("'watcher' may not call /send")
+        await expect(demo.part("key-result")).to_have_text("This key is not good for that. Give another one.")
+        await demo.part("refresh").click()
+        await expect(demo.part("key-panel")).to_be_hidden()
+        await demo.part("get-token").click()
+        await expect(demo.part("key")).to_be_focused()
+        await demo.part("key").fill("open-sesame")
+        await demo.part("key").press("Enter")
+        await expect(demo.part("token-box")).to_be_visible()
+        await expect(demo.part("key-panel")).to_be_hidden()
+
+
 async def test_a_broker_that_restarts_or_dies_gets_its_pages_back_and_nothing_is_missed(
     pair: Pair, open_demo: OpenDemo
 ) -> None:

@@ -184,17 +184,23 @@ function hideNotice(...kinds) {
   if (kinds.includes($("notice").dataset.kind)) $("notice").hidden = true;
 }
 
-// Say what went wrong beside the form; when a key is missing, ask for it and then repeat what was tried.
+// Say what went wrong beside the form; when a key is missing or opens too little, ask for one and then repeat what was tried.
 let repeat = null;
 
 function failed(error, place, again) {
   if (!(error instanceof ApiError)) throw error;
   place.dataset.kind = "error";
   place.textContent = error.message;
-  if (error.status !== 401) return;
+  if (![401, 403].includes(error.status)) return;
   $("key-panel").hidden = false;
   $("key-result").dataset.kind = "error";
-  $("key-result").textContent = apiKey() ? "The broker does not know this key." : "";
+  const why = error.status === 403 ? "This key is not good for that. Give another one." : "The broker does not know this key.";
+  $("key-result").textContent = apiKey() ? why : "";
+  // Who pressed a button may be far below; who types elsewhere while the page tries by itself is not disturbed.
+  if (place.closest("section").contains(document.activeElement)) {
+    $("key").focus();
+    $("key").select();
+  }
   repeat = () => {
     place.textContent = "";
     again();
