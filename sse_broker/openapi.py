@@ -210,9 +210,15 @@ def _send() -> Json:
     content = endpoint["post"]["requestBody"]["content"]
     one = {"$ref": "#/components/schemas/Message"}
     each = {"description": "Each a Message; one that is none has its code and what is wrong in the result."}
-    many = {"type": "object", "required": ["messages"], "properties": {"messages": {"type": "array", "items": each}}}
+    list_of = {
+        "type": "array",
+        "items": each,
+        "description": "One that is too long is refused with 413, and nothing sent.",
+    }
+    many = {"type": "object", "required": ["messages"], "properties": {"messages": list_of}}
+    lines = "One message in JSON on each line. Lines beyond a limit have its code in the result; what has no result was not sent."
     content[_JSON] = {"schema": {"anyOf": [one, many]}}
-    content["application/x-ndjson"] = {"schema": {"type": "string", "description": "One message in JSON on each line."}}
+    content["application/x-ndjson"] = {"schema": {"type": "string", "description": lines}}
     return endpoint
 
 

@@ -1,5 +1,6 @@
 """Many sends in one request: `{"messages": [...]}` and newline-delimited JSON. It owns the reading of the body piece by piece,
-and that one bad line does not fail the rest. A message's parameters are those of a single send.
+and that one bad line does not fail the rest. Once some were sent the answer says what became of each, whatever happens then:
+a back end that got a failure alone would send them again. A message's parameters are those of a single send.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -45,14 +46,20 @@ class Batch:
         self._group: list[Message] = []
         self._places: list[int] = []
         self._names = self._chars = 0
-        self._failure: Unavailable | TooManyRequests | None = None
+        self._failure: BrokerError | None = None
         self._accepted = 0
         self.results: list[object] = []
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more should be read: as many were refused as may be sent, and results take memory, too."""
+        return len(self.results) >= 2 * self._max_messages
+
     async def add(self, item: object) -> None:
-        """Take the next message, an object of parameters or a line of JSON. Raises: PayloadTooLarge beyond the bound."""
+        """Take the next message, an object of parameters or a line of JSON; one beyond the bound is refused."""
         if len(self.results) >= self._max_messages:
-            raise PayloadTooLarge(f"a batch holds at most {self._max_messages} messages")
+            await self.refuse(too_many(self._max_messages))
+            return
         self.results.append(0)
         try:
             value = parse_json(item) if isinstance(item, bytes) else item
@@ -65,14 +72,20 @@ class Batch:
             self._names += len(message.target.users) + len(message.target.devices)
             self._chars += len(message.data)
         except BrokerError as error:
-            self.results[-1] = {"code": error.status, "msg": error.message}
+            self.results[-1] = _refusal(error)
         if len(self._group) >= GROUP_MESSAGES or self._names >= GROUP_NAMES or self._chars >= GROUP_CHARS:
             await self._publish()
+
+    async def refuse(self, error: BrokerError) -> None:
+        """Note that what comes next, and all that follows, can not be sent; what came before it is."""
+        await self._publish()
+        self._failure = self._failure or error
+        self.results.append(_refusal(error))
 
     async def finish(self) -> list[object]:
         """Publish the rest and return the results in order.
 
-        Raises: Unavailable or TooManyRequests when nothing at all was accepted.
+        Raises: when nothing at all was accepted, what was in the way: Unavailable, TooManyRequests, or what was refused with.
         """
         await self._publish()
         if self._failure is not None and not self._accepted:
@@ -95,13 +108,25 @@ class Batch:
             except (Unavailable, TooManyRequests) as error:
                 self._failure = error
         for place in places:
-            self.results[place] = {"code": self._failure.status, "msg": self._failure.message}
+            self.results[place] = _refusal(self._failure)
+
+
+def too_many(max_messages: int) -> PayloadTooLarge:
+    """Return the error of a batch with more messages than that."""
+    return PayloadTooLarge(f"a batch holds at most {max_messages} messages")
+
+
+def _refusal(error: BrokerError) -> dict[str, object]:
+    return {"code": error.status, "msg": error.message}
 
 
 async def send_list(broker: Broker, gate: Gate, caller: Caller, messages: object) -> list[object]:
-    """Send the messages of a JSON body. Raises: BadRequest, TooManyRequests, Unavailable."""
+    """Send the messages of a JSON body. Raises: BadRequest, PayloadTooLarge, TooManyRequests, Unavailable."""
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise BadRequest("'messages' must be a list of objects")
+    max_messages = gate.access.limits.batch_messages
+    if len(messages) > max_messages:
+        raise too_many(max_messages)
     batch = Batch(broker, gate, caller)
     for message in messages:
         await batch.add(message)
@@ -111,16 +136,21 @@ async def send_list(broker: Broker, gate: Gate, caller: Caller, messages: object
 async def send_lines(
     broker: Broker, gate: Gate, caller: Caller, request: web.Request, max_line_bytes: int
 ) -> list[object]:
-    """Send each line of the body as it arrives.
+    """Send each line of the body as it arrives. A body that breaks off, or has a line that is too long, ends with that.
 
-    Raises: BadRequest, PayloadTooLarge, UnsupportedMedia, TooManyRequests, Unavailable.
+    Raises: UnsupportedMedia; BadRequest, PayloadTooLarge, TooManyRequests or Unavailable when nothing at all was accepted.
     """
     if content_encoding(request) is not None:
         raise UnsupportedMedia("newline-delimited JSON is taken without a content encoding")
     batch = Batch(broker, gate, caller)
-    with body_errors(request):
-        async for line in _lines(request.content, max_line_bytes):
-            await batch.add(line)
+    try:
+        with body_errors(request):
+            async for line in _lines(request.content, max_line_bytes):
+                if batch.is_full:
+                    break
+                await batch.add(line)
+    except (BadRequest, PayloadTooLarge) as error:
+        await batch.refuse(error)
     return await batch.finish()
 
 

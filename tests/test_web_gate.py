@@ -50,6 +50,11 @@ async def ask(broker: ServedBroker, path: str, key: str = "", method: str = "POS
             return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, json.loads(body))
 
 
+async def send_lines(broker: ServedBroker, body: bytes) -> Any:
+    """Send newline-delimited JSON."""
+    return await broker.api.request("POST", "/send", data=body, headers={"Content-Type": "application/x-ndjson"})
+
+
 async def opened(broker: ServedBroker, headers: Mapping[str, str] | None = None, **query: str) -> Answer:
     """Ask for a stream and return the head of the answer; the stream is left at once."""
     async with aiohttp.ClientSession() as session:
@@ -142,9 +147,31 @@ async def test_a_batch_beyond_the_rate_says_which_lines_were_not_sent(serve_here
 
 
 async def test_a_batch_holds_only_so_many_messages(serve_here: Any) -> None:
-    broker = await serve_here({"batch_messages": 3})
-    assert (await ask(broker, "/send", messages=[{"data": 1}] * 3)).status == 200
-    assert (await ask(broker, "/send", messages=[{"data": 1}] * 4)).status == 413
+    broker = await serve_here({"batch_messages": 300})  # more than one group of those that are published together
+    assert (await ask(broker, "/send", messages=[{"data": 1}] * 300)).status == 200
+    sent = broker.broker.traffic.messages
+    assert (await ask(broker, "/send", messages=[{"data": 1}] * 301)).status == 413
+    assert broker.broker.traffic.messages == sent, "nothing of it: a back end that splits it must not send twice"
+
+
+async def test_lines_beyond_what_a_batch_holds_are_refused_and_the_others_sent(serve_here: Any) -> None:
+    broker = await serve_here({"batch_messages": 300})
+    for lines, refused in ((301, 1), (350, 50), (1_000, 300)):
+        sent = broker.broker.traffic.messages
+        answer = await send_lines(broker, b'{"data": 1}\n' * lines)
+        assert answer.status == 200
+        codes = [item if isinstance(item, int) else item["code"] for item in answer.result]
+        assert codes == [0] * 300 + [413] * refused
+        assert broker.broker.traffic.messages == sent + 300
+    assert (await send_lines(broker, b"none\n" * 301)).status == 413, "nothing was sent, so the answer is the refusal"
+
+
+async def test_a_line_that_is_too_long_does_not_hide_what_was_sent_before_it(serve_here: Any) -> None:
+    broker = await serve_here({}, server={"max_body_bytes": 4096})
+    answer = await send_lines(broker, b'{"data": 1}\n' * 200 + b'"' + b"x" * 200_000)
+    codes = [item if isinstance(item, int) else item["code"] for item in answer.result]
+    assert codes == [0] * 200 + [413]
+    assert broker.broker.traffic.messages == 200
 
 
 # --- streams ---
