@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 
 from sse_broker import system_events
 from sse_broker.backend import Backend, Joined, Page, Presence
@@ -57,6 +58,7 @@ class Broker:
         self._end_expired = end_expired
         self.expired = 0
         self._catching_up: set[asyncio.Task[None]] = set()
+        self._catch_up_failed = False
 
     # --- life ---
 
@@ -160,14 +162,14 @@ class Broker:
             await self._replay(stream, joined.page)
         # The replay has read everything up to the joining; what was held from before it is for a former user's eyes.
         stream.last_id = max(stream.last_id, joined.id)
-        stream.go_live()
+        self.delivery.go_live(stream)
 
     def _lost(self, stream: Stream) -> None:
         reason = stream.end_reason or Reason.DISCONNECT
         self.traffic.offline[reason] += 1
         self.leave(stream, reason)
         if stream.failure is not None:
-            log.warning("a stream could not be written to: %s", stream.failure)
+            log.warning("a stream failed: %s", stream.failure)
         stream_log.info("stream closed: user %s, device %s, %s", stream.device.uid, stream.device.device_name, reason)
 
     async def _replay(self, stream: Stream, page: Page) -> None:
@@ -183,8 +185,7 @@ class Broker:
             for frame in page.frames:
                 if stream.paused:
                     await self._writable(stream)
-                stream.replay(frame)
-            self.traffic.replayed_frames += len(page.frames)
+                self.traffic.replayed_frames += stream.replay(frame)
             if not page.more:
                 if not stream.overflowed:
                     return
@@ -263,6 +264,7 @@ class Broker:
     def missed(self, after_id: int) -> None:
         """Have every live stream catch up from the logs."""
         self.traffic.catch_ups += 1
+        self._catch_up_failed = False
         after_id = self.delivery.done_up_to(after_id)
         streams = [stream for stream in self.registry if stream.hold(after_id)]
         self._own(self._catch_up_all(streams))
@@ -272,15 +274,28 @@ class Broker:
 
         async def worker() -> None:
             for stream in left:
-                page = await self._next_page(stream)
-                # A client that reads slowly must not keep those behind it waiting.
-                self._own(self._catch_up(stream, page))
+                with self._failing(stream):
+                    page = await self._next_page(stream)
+                    # A client that reads slowly must not keep those behind it waiting.
+                    self._own(self._catch_up(stream, page))
 
         await asyncio.gather(*(worker() for _ in range(CATCH_UP_STREAMS)))
 
     async def _catch_up(self, stream: Stream, page: Page) -> None:
-        await self._replay(stream, page)
-        stream.go_live()
+        with self._failing(stream):
+            await self._replay(stream, page)
+            self.delivery.go_live(stream)
+
+    @contextmanager
+    def _failing(self, stream: Stream) -> Iterator[None]:
+        """End a stream that can not catch up, whatever the error: holding for ever, it would lack everything from now on."""
+        try:
+            yield
+        except Exception as error:
+            if not self._catch_up_failed:  # the same error may meet thousands
+                self._catch_up_failed = True
+                log.exception("a stream can not catch up; its client has to come back")
+            stream.fail(error)
 
     def _own(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work, name="catch up")

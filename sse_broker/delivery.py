@@ -8,12 +8,16 @@ broadcasts that wait when a walk begins go out together, one write for each stre
 """
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Sequence
 
 from sse_broker.frame import Block, Frame, join_frames
 from sse_broker.registry import Registry
 from sse_broker.stream import Stream
 from sse_broker.traffic import Traffic
+
+log = logging.getLogger(__name__)
 
 # Streams written to between two yields: at about 10 µs each, other work waits for about a millisecond. With 250
 # a send that takes several turns of the loop took 15 to 20 ms at p99.
@@ -73,8 +77,13 @@ class Delivery:
 
     def finish(self, stream: Stream) -> None:
         """Write to a stream what is pending for it, because its end comes next."""
-        for broadcast in self._pending:
-            stream.write(broadcast)
+        if self._pending:
+            self._count([broadcast for broadcast in self._pending if stream.write(broadcast)])
+
+    def go_live(self, stream: Stream) -> None:
+        """Write to a stream what it held, and let live frames through from now on."""
+        if held := stream.go_live():
+            self._count(held)
 
     async def room(self) -> None:
         """Wait until so few broadcasts are pending that the next may come."""
@@ -86,7 +95,11 @@ class Delivery:
             self._wanted.clear()
             while self._pending:
                 frames = self._next_frames()
-                await self._walk(frames, frames[0] if len(frames) == 1 else join_frames(frames))
+                try:
+                    await self._walk(frames, frames[0] if len(frames) == 1 else join_frames(frames))
+                except Exception as error:
+                    log.exception("broadcasts could not be written")
+                    self._give_up(frames[-1].id, error)
                 for frame in frames:
                     self._pending.popleft()
                     self._pending_bytes -= len(frame.plain)
@@ -111,9 +124,17 @@ class Delivery:
                 if stream.write_joined(joined, first_id, last_id):
                     whole += 1
                 else:
-                    written = [frame for frame in frames if stream.write(frame)]
-                    self.traffic.deliveries += len(written)
-                    self.traffic.delivered_bytes += sum(len(frame.plain) for frame in written)
+                    self._count([frame for frame in frames if stream.write(frame)])
             self.traffic.deliveries += whole * len(frames)
             self.traffic.delivered_bytes += whole * len(joined.plain)
             await asyncio.sleep(0)
+
+    def _give_up(self, last_id: int, error: Exception) -> None:
+        """End the streams that lack a broadcast: their clients come back and read it from the logs."""
+        for stream in self._registry:
+            if stream.last_id < last_id:
+                stream.fail(error)
+
+    def _count(self, written: Sequence[Frame]) -> None:
+        self.traffic.deliveries += len(written)
+        self.traffic.delivered_bytes += sum([len(frame.plain) for frame in written])

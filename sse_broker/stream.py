@@ -8,7 +8,7 @@ The transport's protocol is the stream itself once its HTTP response has begun: 
 instead of a parked request handler, and tells it at once when its client is gone (see docs/design.md, "Hand-over").
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sse_broker.frame import END_OF_CHUNKS, HEARTBEAT, Block, Frame
@@ -99,16 +99,14 @@ class Stream:
         self.last_id = floor_id if last_id is None else last_id
         self.floor_id = floor_id
 
-    def go_live(self) -> None:
-        """Write what was held with greater ids and let live frames through from now on."""
+    def go_live(self) -> Sequence[Frame]:
+        """Write what was held with greater ids and let live frames through from now on. Return what was written."""
         if self.live or self.ended:
-            return
-        held = self._held or []
-        self._held = None
+            return ()
+        held, self._held = self._held, None
         self._held_bytes = 0
         self.live = True
-        for frame in held:
-            self.write(frame)
+        return [frame for frame in held if self.write(frame)] if held else ()
 
     def hold(self, after_id: int) -> bool:
         """Collect live frames again, because those after `after_id` must be read from the logs first.
@@ -146,62 +144,76 @@ class Stream:
         if self._transport is not None:
             self._transport.abort()
 
+    def fail(self, error: Exception) -> None:
+        """Drop the connection because of an error, so that its client comes back."""
+        self.failure = error
+        self.abort(Reason.DISCONNECT)
+
     # --- writing ---
 
     def write(self, frame: Frame) -> bool:
-        """Write a frame, unless the client has it; hold it while the stream is holding. Return whether it was new.
+        """Write a frame, unless the client has it; hold it while the stream is holding. Return whether it was written.
 
         This is the hot path: it runs once for each delivery.
         """
         if frame.id <= self.last_id:
             return False
         if not self.live:
-            return self._hold(frame)
-        transport = self._transport
-        # The bound is on what waited before: one frame may pass it, so that a frame near the bound can be delivered.
-        if transport.get_write_buffer_size() > self._max_buffer_bytes:  # type: ignore[union-attr]
-            self.abort(Reason.HEARTBEAT_FAIL)
+            self._hold(frame)
             return False
-        self.last_id = frame.id
-        self.active = True
+        transport = self._transport
         try:
+            # The bound is on what waited before: one frame may pass it, so that a frame near the bound can be delivered.
+            if transport.get_write_buffer_size() > self._max_buffer_bytes:  # type: ignore[union-attr]
+                self.abort(Reason.HEARTBEAT_FAIL)
+                return False
+            self.last_id = frame.id
+            self.active = True
             transport.write(frame.chunk if self._chunked else frame.plain)  # type: ignore[union-attr]
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             return False
         return True
 
     def write_joined(self, block: Block | Frame, first_id: int, last_id: int) -> bool:
-        """Write several frames as one block, if the stream is live and has none of them; return whether it was done."""
+        """Write several frames as one block, if the stream is live and has none of them. Return whether they were written."""
         if self.last_id >= first_id or not self.live:
             return False
         transport = self._transport
-        if transport.get_write_buffer_size() > self._max_buffer_bytes:  # type: ignore[union-attr]
-            self.abort(Reason.HEARTBEAT_FAIL)
-            return True
-        self.last_id = last_id
-        self.active = True
-        try:  # as `_put`, without the call: it runs once for each stream of a broadcast
+        try:  # as `write_block`, without the calls: it runs once for each stream of a broadcast
+            if transport.get_write_buffer_size() > self._max_buffer_bytes:  # type: ignore[union-attr]
+                self.abort(Reason.HEARTBEAT_FAIL)
+                return False
+            self.last_id = last_id
+            self.active = True
             transport.write(block.chunk if self._chunked else block.plain)  # type: ignore[union-attr]
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
+            return False
         return True
 
-    def replay(self, frame: Frame) -> None:
-        """Write a retained frame ahead of the held ones, unless the client has it."""
-        if frame.id > self.last_id:
-            self.last_id = frame.id
-            self.write_block(frame)
+    def replay(self, frame: Frame) -> bool:
+        """Write a retained frame ahead of the held ones, unless the client has it. Return whether it was written."""
+        if frame.id <= self.last_id:
+            return False
+        self.last_id = frame.id
+        return self.write_block(frame)
 
-    def write_block(self, block: Block | Frame) -> None:
-        """Write a system event or the heartbeat, whatever the state before the end."""
+    def write_block(self, block: Block | Frame) -> bool:
+        """Write a system event or the heartbeat, whatever the state before the end. Return whether it was written."""
         transport = self._transport
         if transport is None or self.ended:
-            return
-        if transport.get_write_buffer_size() > self._max_buffer_bytes:
-            self.abort(Reason.HEARTBEAT_FAIL)
-            return
-        self._put(transport, block.chunk if self._chunked else block.plain)
+            return False
+        try:
+            if transport.get_write_buffer_size() > self._max_buffer_bytes:
+                self.abort(Reason.HEARTBEAT_FAIL)
+                return False
+            self.active = True
+            transport.write(block.chunk if self._chunked else block.plain)
+        except Exception as error:
+            self.fail(error)
+            return False
+        return True
 
     def heartbeat(self) -> None:
         """Write the comment line that keeps a silent stream open."""
@@ -226,17 +238,16 @@ class Stream:
         """Call back once, when the transport's buffer has drained or the stream is over."""
         self._on_writable = callback
 
-    def _hold(self, frame: Frame) -> bool:
+    def _hold(self, frame: Frame) -> None:
         if self._held is None or self.overflowed:
-            return False  # it has ended, or will read this frame from the logs
+            return  # it has ended, or will read this frame from the logs
         self._held_bytes += len(frame.plain)
         if self._held_bytes > self._max_buffer_bytes:
             # Not an end: the replay reads on from the logs, which have every frame that comes by the bus.
             self.overflowed = True
             self._held = []
-            return False
+            return
         self._held.append(frame)
-        return True
 
     # --- asyncio.Protocol, by duck typing ---
 
@@ -290,11 +301,7 @@ class Stream:
         try:
             transport.write(data)
         except Exception as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        self.failure = error
-        self.abort(Reason.DISCONNECT)
+            self.fail(error)
 
     def _writable(self) -> None:
         callback, self._on_writable = self._on_writable, None

@@ -19,7 +19,8 @@ _numbers = itertools.count(1)
 class RecordingTransport:
     """What a stream needs of a transport. `writes` holds the very objects that were written.
 
-    `buffered` is what the client has not read, as the test sets it; `error` is raised by the next writes.
+    `buffered` is what the client has not read, as the test sets it; `error` is raised by the next writes, `broken` also by the
+    question how much is buffered.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class RecordingTransport:
         self.calls: list[str] = []
         self.buffered = 0
         self.error: Exception | None = None
+        self.broken: Exception | None = None
 
     def write(self, data: bytes) -> None:
         """Write down, or fail."""
@@ -48,7 +50,9 @@ class RecordingTransport:
         return bool(self.calls)
 
     def get_write_buffer_size(self) -> int:
-        """Say what the test wants."""
+        """Say what the test wants, or fail."""
+        if self.broken is not None:
+            raise self.broken
         return self.buffered
 
 

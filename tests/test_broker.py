@@ -529,6 +529,45 @@ async def test_a_stream_that_ends_while_it_catches_up_keeps_no_other_waiting(hou
     await until(lambda: all(client.stream.ended for client in clients[::2]), what="the end of those that do not")
 
 
+async def test_a_stream_that_can_not_catch_up_is_ended_whatever_the_error(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Holding for ever it would get nothing any more, and its client would not know."""
+    clients = [await house.open(f"d{number}") for number in range(40)]
+    first = await house.send(users=("ann",))
+    replay = house.backend.replay
+
+    async def failing(device: Any, after_id: int) -> Page:
+        if device.device_name != "d39":
+            raise LookupError("unforeseen")
+        return await replay(device, after_id)
+
+    house.backend.replay = failing  # type: ignore[method-assign]
+    house.broker.missed(first)
+    await until(lambda: clients[-1].stream.live, what="the one that can go on")
+    await until(lambda: house.reasons == ["disconnect"] * 39, what="the end of the others")
+    assert len([record for record in caplog.records if record.exc_info]) == 1, "told once"
+
+
+async def test_a_frame_that_is_held_and_comes_by_the_replay_too_is_counted_once(house: House) -> None:
+    client = await house.open()
+    first = await house.send(users=("ann",))
+    replay, during = house.backend.replay, []
+
+    async def slow(device: Any, after_id: int) -> Page:
+        during.extend(await house.send_many(5))
+        page = await replay(device, after_id)
+        during.extend(await house.send_many(5))
+        return page
+
+    house.backend.replay = slow  # type: ignore[method-assign]
+    house.broker.missed(first)
+    await until(lambda: client.stream.live, what="the stream live again")
+    assert client.ids == [first, *during]
+    traffic = house.broker.traffic
+    assert traffic.deliveries + traffic.replayed_frames == len(client.ids)
+
+
 # What a back end asks
 
 

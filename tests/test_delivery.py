@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from sse_broker.delivery import MAX_JOINED_BYTES, MAX_PENDING_BYTES, SLICE_STREAMS, Delivery
-from sse_broker.frame import Frame
+from sse_broker.frame import MAX_ID, Frame
 from sse_broker.presence import Reason
 from sse_broker.registry import Registry
+from sse_broker.stream import Stream
 from sse_broker.system_events import end
 from tests.event_parser import EventParser
 from tests.recording import OpenStream, frames, make_device
@@ -20,8 +21,8 @@ from tests.waiting import until
 class Hall:
     """A delivery that runs, over a registry of recorded streams."""
 
-    def __init__(self) -> None:
-        self.registry = Registry()
+    def __init__(self, registry: Registry | None = None) -> None:
+        self.registry = Registry() if registry is None else registry
         self.delivery = Delivery(self.registry)
         self.open: list[OpenStream] = []
 
@@ -40,14 +41,7 @@ class Hall:
 
     async def settled(self) -> None:
         """Wait until no broadcast is pending: then a device's frame passes nothing."""
-        probe = OpenStream(make_device("probe"))
-
-        def empty() -> bool:
-            self.delivery.finish(probe.stream)
-            fresh, probe.stream.last_id = probe.stream.last_id, 0
-            return fresh == 0
-
-        await until(empty, what="no pending broadcast")
+        await until(lambda: self.delivery.done_up_to(MAX_ID) == MAX_ID, what="no pending broadcast")
 
 
 @pytest.fixture
@@ -277,6 +271,86 @@ async def test_a_client_that_does_not_read_is_dropped_and_nobody_else_waits(hall
     await hall.settled()
     assert [one.ids for one in streams] == [[1], [], [1]]
     assert streams[1].stream.end_reason is Reason.HEARTBEAT_FAIL
+
+
+@pytest.mark.parametrize("count", [1, 3], ids=["one frame", "a burst"])
+async def test_a_transport_that_can_not_say_what_waits_does_not_stop_the_rest(hall: Hall, count: int) -> None:
+    streams = hall.fill(3)
+    streams[1].transport.broken = AttributeError("there is no handle")
+    for frame in frames(*range(1, count + 1)):
+        hall.delivery.to_everyone(frame)
+    await hall.settled()
+    hall.delivery.to_devices(Frame(9, "", "x"), hall.ids(*streams))
+    assert [len(one.ids) for one in streams] == [count + 1, 0, count + 1]
+    assert streams[1].stream.failure is streams[1].transport.broken
+
+
+async def test_after_an_unknown_error_broadcasts_go_on_and_who_lacks_one_is_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its client comes back and reads it from the logs; a stream that went on would have a hole."""
+
+    class Failing(Registry):
+        def __iter__(self) -> Iterator[Stream]:
+            if not caplog.records:
+                raise RuntimeError("unforeseen")
+            return super().__iter__()
+
+    hall = Hall(Failing())
+    hall.delivery.start()
+    ahead, behind = hall.fill(2)
+    ahead.stream.write(Frame(2, "", "x"))
+    for frame in frames(1, 2, data="x" * MAX_PENDING_BYTES):
+        hall.delivery.to_everyone(frame)
+    await asyncio.wait_for(hall.delivery.room(), 10)
+    await hall.settled()
+    (new,) = hall.fill(1)
+    hall.delivery.to_everyone(Frame(3, "", "x"))
+    await hall.settled()
+    await hall.delivery.close()
+    assert [one.ids for one in (ahead, behind, new)] == [[2, 3], [], [3]]
+    assert behind.stream.end_reason is Reason.DISCONNECT
+    assert [record.exc_text is not None for record in caplog.records] == [True]
+
+
+# What is counted: frames that were written
+
+
+async def test_what_is_written_ahead_of_a_device_s_frame_or_an_end_is_counted(hall: Hall) -> None:
+    one, other = hall.fill(2)
+    broadcast, targeted = Frame(1, "", "all"), Frame(2, "", "one")
+    hall.delivery.to_everyone(broadcast)
+    hall.delivery.to_devices(targeted, hall.ids(one))
+    assert hall.delivery.traffic.deliveries == 2
+    hall.delivery.finish(other.stream)
+    await hall.settled()
+    assert hall.delivery.traffic.deliveries == 3 == len(one.ids) + len(other.ids)
+    assert hall.delivery.traffic.delivered_bytes == len(one.written) + len(other.written)
+
+
+@pytest.mark.parametrize("count", [1, 3], ids=["one frame", "a burst"])
+async def test_what_could_not_be_written_is_not_counted(hall: Hall, count: int) -> None:
+    good, slow, bad = hall.fill(3)
+    slow.transport.buffered = 10**9
+    bad.transport.error = RuntimeError("the handler is closed")
+    for frame in frames(*range(1, count + 1)):
+        hall.delivery.to_everyone(frame)
+    await hall.settled()
+    assert hall.delivery.traffic.deliveries == len(good.ids) == count
+    assert hall.delivery.traffic.delivered_bytes == len(good.written)
+
+
+async def test_what_a_stream_holds_is_counted_when_it_is_written(hall: Hall) -> None:
+    kept, dropped = hall.fill(2, live=False)
+    hall.delivery.to_everyone(Frame(1, "", "x"))
+    hall.delivery.to_devices(Frame(2, "", "x"), hall.ids(kept, dropped))
+    await hall.settled()
+    assert hall.delivery.traffic.deliveries == 0
+    dropped.stream.drop_held()
+    for one in (kept, dropped):
+        hall.delivery.go_live(one.stream)
+    assert hall.delivery.traffic.deliveries == len(kept.ids) == 2
+    assert hall.delivery.traffic.delivered_bytes == len(kept.written)
 
 
 # The bound on what waits
