@@ -314,9 +314,10 @@ class Broker:
         self.traffic.messages += len(sent)
         return sent
 
-    def take_loop_lag(self) -> float:
-        """Return by how many seconds the event loop was late at most since this was last asked."""
-        return self._heartbeats.take_lag()
+    @property
+    def loop_lag_seconds(self) -> float:
+        """By how many seconds the event loop was late at most in the last minute."""
+        return self._heartbeats.lag_seconds
 
     async def kick(self, target: Target, data: str) -> int:
         """End the streams of some users and devices; return how many devices were online. Raises: Unavailable."""

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 SLOTS = 16
 SLICE_STREAMS = 64
+# For how long a delay of the loop is told. Several may ask, each at his own pace, and none takes it from another.
+LAG_WINDOW_SECONDS = 60.0
 
 
 class Heartbeats:
@@ -28,7 +30,9 @@ class Heartbeats:
         self._slots: list[list[Stream]] = [[] for _ in range(SLOTS)]
         self._next_slot = 0
         self._task: asyncio.Task[None] | None = None
-        self._lag_seconds = 0.0
+        # The greatest of this half of the window and of the one before, and when this one began.
+        self._lags = (0.0, 0.0)
+        self._half_began = 0.0
 
     def start(self) -> None:
         """Start turning."""
@@ -40,10 +44,10 @@ class Heartbeats:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def take_lag(self) -> float:
-        """Return by how many seconds the loop was late at most since this was last asked."""
-        lag, self._lag_seconds = self._lag_seconds, 0.0
-        return lag
+    @property
+    def lag_seconds(self) -> float:
+        """By how many seconds the loop was late at most in the last 30 to 60 s."""
+        return max(self._lags)
 
     def add(self, stream: Stream) -> None:
         """Take a stream in; it falls out by itself some time after its end. Slots fill evenly, also in a storm."""
@@ -57,13 +61,21 @@ class Heartbeats:
         while True:
             due = max(due + self._tick_seconds, loop.time())
             await asyncio.sleep(due - loop.time())
-            self._lag_seconds = max(self._lag_seconds, loop.time() - due)
+            self._note_lag(loop.time() - due, loop.time())
             turn = (turn + 1) % SLOTS
             try:
                 await self._visit(turn, renew=True)
                 await self._visit((turn + SLOTS // 2) % SLOTS, renew=False)
             except Exception:
                 log.exception("heartbeats could not be written")
+
+    def _note_lag(self, seconds: float, now: float) -> None:
+        before, lately = self._lags
+        age = now - self._half_began
+        if age > LAG_WINDOW_SECONDS / 2:
+            before, lately = lately if age < LAG_WINDOW_SECONDS else 0.0, 0.0
+            self._half_began = now
+        self._lags = before, max(lately, seconds)
 
     async def _visit(self, slot: int, *, renew: bool) -> None:
         streams = [stream for stream in self._slots[slot] if not stream.gone]

@@ -79,7 +79,7 @@ class _BrokerCollector(Collector):
             ended.add_metric([str(reason)], traffic.offline[reason])
         yield ended
         yield _gauge(
-            "loop_lag_seconds", "The longest delay of the event loop since the last look.", broker.take_loop_lag()
+            "loop_lag_seconds", "The longest delay of the event loop in the last minute.", broker.loop_lag_seconds
         )
         yield from self._backend()
         yield from self._refusals()

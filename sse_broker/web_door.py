@@ -93,7 +93,7 @@ class Door(asyncio.Protocol):
     `fresh` until there was one.
     """
 
-    __slots__ = ("_behind", "_closing", "_hall", "_head", "_loop", "_parser", "_partial", "_payload", "_peer", "_transport", "_write_paused", "fresh", "since", "work")  # fmt: skip
+    __slots__ = ("_behind", "_behind_bytes", "_closing", "_hall", "_head", "_loop", "_parser", "_partial", "_payload", "_peer", "_transport", "_write_paused", "fresh", "since", "work")  # fmt: skip
 
     def __init__(self, hall: Hall, loop: asyncio.AbstractEventLoop) -> None:
         self._hall = hall
@@ -111,6 +111,7 @@ class Door(asyncio.Protocol):
         self._payload: Any = None
         self._partial: list[bytes] = []
         self._behind: list[bytes] = []
+        self._behind_bytes = 0
         self._closing = False
         self._write_paused = False
         self.work: asyncio.Task[None] | None = None
@@ -150,7 +151,8 @@ class Door(asyncio.Protocol):
         """Answer a request that is whole and plain; wait for one that is plain; leave any other to aiohttp."""
         if self.work is not None or self._write_paused:
             self._behind.append(data)
-            if sum(map(len, self._behind)) > MAX_BEHIND_BYTES and self._transport is not None:
+            self._behind_bytes += len(data)
+            if self._behind_bytes > MAX_BEHIND_BYTES and self._transport is not None:
                 self._transport.pause_reading()
             return
         if self._closing or self._parser is None:
@@ -230,6 +232,7 @@ class Door(asyncio.Protocol):
         if self._behind and self.work is None and not self._write_paused:
             data = b"".join(self._behind)
             self._behind.clear()
+            self._behind_bytes = 0
             if self._transport is not None:
                 self._transport.resume_reading()
             self.data_received(data)
@@ -335,6 +338,7 @@ class Door(asyncio.Protocol):
         self._head = self._payload = None
         self._partial.clear()
         self._behind.clear()
+        self._behind_bytes = 0
         self._hall.doors.discard(self)
 
 

@@ -72,6 +72,10 @@ class JwkSet:
             reason = str(error) or type(error).__name__
             log.warning("jwt.jwks_url can not be fetched, the last keys (%d) stay: %s", len(self._keys), reason)
             return False
+        except Exception:  # it must neither end the refreshing nor fail whoever brought a token
+            self.failures += 1
+            log.exception("jwt.jwks_url can not be read, the last keys (%d) stay", len(self._keys))
+            return False
         finally:
             self._fetched_at = time.monotonic()
             self._fetching = None

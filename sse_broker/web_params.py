@@ -161,7 +161,7 @@ def body_errors(request: web.Request) -> Iterator[None]:
     try:
         yield
     except web.HTTPRequestEntityTooLarge:
-        raise PayloadTooLarge(f"the body is longer than {request._client_max_size} bytes") from None
+        raise PayloadTooLarge(f"the body is longer than {request.client_max_size} bytes") from None
     except (web.RequestPayloadError, ConnectionError, asyncio.IncompleteReadError):
         raise BadRequest("the body is incomplete or its encoding is broken") from None
 
@@ -173,7 +173,7 @@ def _check_kind(kind: str) -> None:
 
 async def _read(request: web.Request) -> bytes:
     """Return the whole body, inflated. By its stated length it is refused before it comes."""
-    max_bytes = request._client_max_size
+    max_bytes = request.client_max_size
     if (request.content_length or 0) > max_bytes:
         raise PayloadTooLarge(f"the body is longer than {max_bytes} bytes")
     with body_errors(request):

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+import sse_broker.heartbeats
 from sse_broker.frame import HEARTBEAT
 from sse_broker.heartbeats import SLOTS, Heartbeats
 from sse_broker.presence import Reason
@@ -132,6 +133,17 @@ async def test_a_renewal_that_fails_stops_nothing() -> None:
         await until(lambda: beats(one) >= 2 and len(asked) >= 2, what="heartbeats in spite of it")
     finally:
         await heartbeats.close()
+
+
+async def test_whoever_asks_sees_that_the_loop_stood_still_and_after_a_minute_nobody(
+    wheel: Wheel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two monitors that ask must not take it from each other."""
+    monkeypatch.setattr(sse_broker.heartbeats, "LAG_WINDOW_SECONDS", 1.0)
+    time.sleep(0.3)  # noqa: ASYNC251  # the loop stands still
+    await until(lambda: wheel.heartbeats.lag_seconds > 0.2, what="the delay")
+    assert wheel.heartbeats.lag_seconds > 0.2, "told again"
+    await until(lambda: wheel.heartbeats.lag_seconds < 0.2, seconds=5, what="the end of the window")
 
 
 async def test_one_task_serves_all_streams(wheel: Wheel) -> None:

@@ -249,6 +249,30 @@ async def test_a_client_that_sends_without_end_behind_a_request_is_paused(on_slo
             assert (await connection.answer("GET")).status == 200
 
 
+async def test_pieces_behind_a_request_are_counted_once_each(on_slow_backend: SlowServed) -> None:
+    """Counting them all at each would be quadratic: minutes for as many bytes as may wait, sent one by one."""
+
+    class Piece(bytes):
+        looks = 0
+
+        def __len__(self) -> int:
+            Piece.looks += 1
+            return super().__len__()
+
+    broker, backend = on_slow_backend
+    async with RawConnection(broker.port) as connection:
+        await connection.send(PLAIN["json"])
+        await until(lambda: backend.publishing, what="publishing")
+        (door,) = broker.http.hall.doors
+        request = request_bytes("GET", "/token?uid=u&padding=" + "x" * 500)
+        for at in range(len(request)):
+            door.data_received(Piece(request[at : at + 1]))
+        assert Piece.looks == len(request)
+        backend.may_publish.set()
+        for _ in range(2):
+            assert (await connection.answer("POST")).status == 200
+
+
 @pytest.mark.parametrize("abrupt", [False, True])
 async def test_a_client_that_leaves_before_its_answer_hurts_nobody(on_slow_backend: SlowServed, abrupt: bool) -> None:
     broker, backend = on_slow_backend

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from sse_broker import web_jwks
 from sse_broker.errors import Unauthorized
-from sse_broker.token_keys import PublicKeys
+from sse_broker.token_keys import PublicKey, PublicKeys
 from sse_broker.tokens import Tokens, UnknownKey
 from sse_broker.web_jwks import JwkSet
 from tests.test_token_keys import SECRET, jwk, jwk_set, signed
@@ -170,6 +170,24 @@ async def test_a_dead_issuer_is_no_reason_not_to_start_and_is_asked_again(
 
         await until(known, seconds=10, what="the key")
         assert await listener.uid_of(by("first")) == "anna"
+
+
+async def test_an_unknown_error_neither_prevents_the_start_nor_ends_the_refreshing(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(web_jwks, "RETRY_SECONDS", 0.05)
+    parse, failures = web_jwks.parse_jwk_set, [LookupError("unforeseen")] * 3
+
+    def parse_at_last(text: bytes) -> list[PublicKey]:
+        if failures:
+            raise failures.pop()
+        return parse(text)
+
+    monkeypatch.setattr(web_jwks, "parse_jwk_set", parse_at_last)
+    async with Listener(issuer) as listener:
+        await until(lambda: len(listener.tokens._public_keys) == 1, seconds=10, what="the key")
+        assert listener.jwks.failures == 3
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
 
 
 async def test_an_issuer_that_hangs_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
