@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
+from copy import copy
 from typing import Any, Protocol, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -222,27 +223,51 @@ def slot_of(key: str) -> int:
 
 
 class _Shared:
-    """An answer that is expensive to get, and that all who want it at the same time share."""
+    """An answer that is expensive to get, and that all who want it at the same time share; a failure, too: else each of those
+    who wait would ask in his turn, and the last be told after as many timeouts.
+    """
 
     def __init__(self, ask: Callable[[], Awaitable[Any]]) -> None:
         self._ask = ask
         self._lock = asyncio.Lock()
         self._answer: Any = None
         self._at = -FRESH_SECONDS
+        self._failure: BaseException | None = None
+        self._failed_at = -FRESH_SECONDS
+        self._forgotten = 0
 
     async def get(self, *, forever: bool = False) -> Any:
-        """Return an answer that is fresh, or `forever`: any that was not forgotten."""
+        """Return an answer that is fresh, or `forever`: any that was not forgotten. Raises: one of FAILURES."""
         async with self._lock:
-            now = time.monotonic()
-            if self._answer is None or (not forever and now - self._at > FRESH_SECONDS):
-                self._answer = await self._ask()
-                self._at = time.monotonic()
-            return self._answer
+            if self._answer is not None and (forever or _is_fresh(self._at)):
+                return self._answer
+            if self._failure is not None and _is_fresh(self._failed_at):
+                raise copy(self._failure)  # each its own: one that is raised twice has two tracebacks in one
+            return await self._look()
+
+    async def _look(self) -> Any:
+        before = self._forgotten
+        try:
+            answer = await self._ask()
+        except FAILURES as error:
+            if before == self._forgotten:
+                self._failure, self._failed_at = copy(error), time.monotonic()
+            raise
+        if before == self._forgotten:  # else it may be an answer from before what has just happened
+            self._answer, self._at, self._failure = answer, time.monotonic(), None
+        return answer
 
     def forget(self, *, surely: bool = False) -> None:
         """Ask anew at the next wish, unless the answer is so fresh that it is what was asked for, or `surely`."""
-        if surely or time.monotonic() - self._at > FRESH_SECONDS:
+        if surely:
+            self._forgotten += 1
+            self._failure = None
+        if surely or not _is_fresh(self._at):
             self._answer = None
+
+
+def _is_fresh(at: float) -> bool:
+    return time.monotonic() - at <= FRESH_SECONDS
 
 
 async def _each(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import time
+from typing import Any
+
 import pytest
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MovedError
 
 from sse_broker.config import RedisConfig
+from sse_broker.redis_connection import CONNECT_SECONDS
 from sse_broker.redis_keys import shard_key, touch
-from sse_broker.redis_topology import MAX_ASKED, Sentinels, Single, Slots, View, slot_of, topology_of
+from sse_broker.redis_topology import FRESH_SECONDS, MAX_ASKED, Sentinels, Single, Slots, View, slot_of, topology_of
 from tests.redis_servers import RedisServer
 from tests.redis_sets import MASTER_NAME, RedisCluster, SentinelSet
-from tests.waiting import free_port
+from tests.waiting import free_port, until
 
 HERE = ("127.0.0.1", 7000)
 
@@ -93,3 +99,61 @@ async def test_one_sentinel_that_is_left_is_enough(sentinel_set: SentinelSet) ->
 async def test_a_master_that_no_sentinel_knows_is_named(sentinel_set: SentinelSet) -> None:
     with pytest.raises(RedisConnectionError, match=r"no Sentinel knows a master called nobody: 127\.0\.0\.1:"):
         await Sentinels(RedisConfig(addrs=tuple(sentinel_set.addrs), sentinel="nobody")).master()
+
+
+@pytest.mark.parametrize("sentinel", ["", MASTER_NAME], ids=["cluster", "sentinels"])
+async def test_who_waits_for_servers_that_do_not_answer_is_told_together(sentinel: str) -> None:
+    """One after the other, the last of ten would wait for ten seconds."""
+    silent = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    addrs = tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in silent)
+    topology = topology_of(RedisConfig(addrs=addrs, sentinel=sentinel))
+    try:
+        began = time.monotonic()
+        failures = await asyncio.gather(*(topology.owners(["a"]) for _ in range(10)), return_exceptions=True)
+        assert time.monotonic() - began < 2 * CONNECT_SECONDS
+        assert [type(failure) for failure in failures] == [RedisConnectionError] * 10
+        assert len({id(failure) for failure in failures}) == 10, "each has a traceback of its own"
+    finally:
+        for one in silent:
+            one.close()
+
+
+async def test_a_failure_is_soon_forgotten(sentinel_set: SentinelSet) -> None:
+    """At once when others say that there is something new."""
+    sentinels = Sentinels(RedisConfig(addrs=tuple(sentinel_set.addrs), sentinel=MASTER_NAME))
+    ask, sentinels._known._ask = sentinels._known._ask, failing
+    for surely in (True, False):
+        with pytest.raises(RedisConnectionError):
+            await sentinels.master()
+        sentinels._known._ask = ask
+        with pytest.raises(RedisConnectionError):
+            await sentinels.master()
+        if surely:
+            sentinels.moved(None)
+        else:
+            await asyncio.sleep(1.1 * FRESH_SECONDS)
+        assert await sentinels.master() == ("127.0.0.1", (await sentinel_set.master()).port)
+        sentinels.moved(None)
+        sentinels._known._ask = failing
+
+
+async def failing() -> None:
+    raise RedisConnectionError("nobody answers")
+
+
+async def test_an_answer_from_before_a_switch_is_not_kept(sentinel_set: SentinelSet) -> None:
+    sentinels = Sentinels(RedisConfig(addrs=tuple(sentinel_set.addrs), sentinel=MASTER_NAME))
+    asked = 0
+    ask = sentinels._known._ask
+
+    async def counted() -> Any:
+        nonlocal asked
+        asked += 1
+        return await ask()
+
+    sentinels._known._ask = counted
+    first = asyncio.create_task(sentinels.master())
+    await until(lambda: asked == 1, pause_seconds=0, what="the look")
+    sentinels.moved(None)
+    assert await sentinels.master() == await first
+    assert asked == 2
