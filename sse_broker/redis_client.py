@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from sse_broker.config import RedisConfig
-from sse_broker.redis_connection import CONNECT_SECONDS, Address, RedisConnection
+from sse_broker.redis_connection import CONNECT_SECONDS, Address, Dialer, RedisConnection
 from sse_broker.redis_topology import Topology, topology_of
 from sse_broker.redis_watch import Watch
 
@@ -21,8 +21,9 @@ class RedisClient:
 
     def __init__(self, config: RedisConfig) -> None:
         self._config = config
-        self._topology: Topology = topology_of(config)
-        self._watch = Watch(config, self._look)
+        self._dialer = Dialer(config)
+        self._topology: Topology = topology_of(self._dialer)
+        self._watch = Watch(self._dialer, self._look)
         self._given: list[tuple[Address, RedisConnection]] = []
 
     def start(self) -> None:
@@ -37,7 +38,7 @@ class RedisClient:
         """Return a new connection to the master that has the shard; the caller drops it. Raises: one of FAILURES."""
         async with asyncio.timeout(2 * CONNECT_SECONDS):
             address = await self._topology.master()
-            connection = await RedisConnection.dial(self._config, address)
+            connection = await self._dialer.dial(address)
         self._given = [(where, one) for where, one in self._given if one.is_open]
         self._given.append((address, connection))
         return connection
@@ -65,7 +66,7 @@ class RedisClient:
 
     async def connect_to(self, address: Address) -> RedisConnection:
         """Return a new connection to a server; the caller drops it. Raises: one of FAILURES."""
-        return await RedisConnection.dial(self._config, address)
+        return await self._dialer.dial(address)
 
     @property
     def is_cluster(self) -> bool:

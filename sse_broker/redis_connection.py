@@ -13,7 +13,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any
 
 import hiredis
 from redis.connection import DefaultParser
@@ -60,31 +60,6 @@ class RedisConnection(asyncio.Protocol):
         self._seconds = 0.0
         self._heard_at = 0.0
         self._lost: BaseException | None = None
-
-    @classmethod
-    async def dial(cls, config: RedisConfig, address: Address, *, sentinel: bool = False) -> Self:
-        """Return a new connection to a server; the caller drops it. Raises: one of FAILURES.
-
-        `sentinel`: it is one, which may or may not want the same user and password as the servers: they are offered, and it
-        is no failure when it wants none.
-        """
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                context = ssl.create_default_context() if config.tls else None
-                _, self = await asyncio.get_running_loop().create_connection(cls, *address, ssl=context)
-                try:
-                    replies = await self.call(_login(config, database=not sentinel), CONNECT_SECONDS)
-                except BaseException:
-                    self.drop()
-                    raise
-        except OSError as error:  # a timeout is one
-            reason = error.strerror or str(error) or f"no answer within {CONNECT_SECONDS:g} s"
-            raise RedisConnectionError(f"{join_host_port(*address)}: {reason}") from error
-        for reply in replies:
-            if isinstance(reply, RedisError) and not sentinel:
-                self.drop()
-                raise reply
-        return self
 
     @property
     def is_open(self) -> bool:
@@ -186,6 +161,40 @@ class RedisConnection(asyncio.Protocol):
     def connection_lost(self, error: BaseException | None) -> None:
         """Tell whoever waits."""
         self._fail(RedisConnectionError(str(error) if error else "Redis closed the connection"))
+
+
+class Dialer:
+    """Makes connections with what the configuration says of getting in. The certificates that are trusted (`SSL_CERT_FILE`, or
+    the system's) are read once, here: that takes 50 ms, in which the loop would stand still.
+    """
+
+    def __init__(self, config: RedisConfig) -> None:
+        self.config = config
+        self._tls = ssl.create_default_context() if config.tls else None
+
+    async def dial(self, address: Address, *, sentinel: bool = False) -> RedisConnection:
+        """Return a new connection to a server; the caller drops it. Raises: one of FAILURES.
+
+        `sentinel`: it is one, which may or may not want the same user and password as the servers: they are offered, and it
+        is no failure when it wants none.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, connection = await loop.create_connection(RedisConnection, *address, ssl=self._tls)
+                try:
+                    replies = await connection.call(_login(self.config, database=not sentinel), CONNECT_SECONDS)
+                except BaseException:
+                    connection.drop()
+                    raise
+        except OSError as error:  # a timeout is one
+            reason = error.strerror or str(error) or f"no answer within {CONNECT_SECONDS:g} s"
+            raise RedisConnectionError(f"{join_host_port(*address)}: {reason}") from error
+        for reply in replies:
+            if isinstance(reply, RedisError) and not sentinel:
+                connection.drop()
+                raise reply
+        return connection
 
 
 def _login(config: RedisConfig, *, database: bool) -> list[tuple[str | int, ...]]:

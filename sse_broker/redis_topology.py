@@ -22,7 +22,7 @@ from redis.exceptions import MovedError, RedisError
 
 from sse_broker.client_address import join_host_port
 from sse_broker.config import RedisConfig
-from sse_broker.redis_connection import CONNECT_SECONDS, FAILURES, REFUSALS, Address, RedisConnection
+from sse_broker.redis_connection import CONNECT_SECONDS, FAILURES, REFUSALS, Address, Dialer
 from sse_broker.redis_keys import shard_key
 
 T = TypeVar("T")
@@ -50,11 +50,11 @@ class Topology(Protocol):
         """
 
 
-def topology_of(config: RedisConfig) -> Topology:
+def topology_of(dialer: Dialer) -> Topology:
     """Return what fits the configuration."""
-    if config.sentinel:
-        return Sentinels(config)
-    return Slots(config) if config.is_cluster else Single(config)
+    if dialer.config.sentinel:
+        return Sentinels(dialer)
+    return Slots(dialer) if dialer.config.is_cluster else Single(dialer.config)
 
 
 class Single:
@@ -78,8 +78,9 @@ class Single:
 class Sentinels:
     """A master whose address the Sentinels know."""
 
-    def __init__(self, config: RedisConfig) -> None:
-        self._config = config
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
+        self._config = dialer.config
         self._known = _Shared(self._ask_all)
 
     async def master(self) -> Address:
@@ -113,7 +114,7 @@ class Sentinels:
 
     async def _ask(self, address: Address) -> tuple[int, Address]:
         """Return a Sentinel's answer, behind the epoch that it is of."""
-        connection = await RedisConnection.dial(self._config, address, sentinel=True)
+        connection = await self._dialer.dial(address, sentinel=True)
         try:
             (reply,) = await connection.call([("SENTINEL", "MASTER", self._config.sentinel)], CONNECT_SECONDS)
         finally:
@@ -127,10 +128,11 @@ class Sentinels:
 class Slots:
     """The masters of a Cluster's slots."""
 
-    def __init__(self, config: RedisConfig) -> None:
-        self._config = config
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
+        self._config = dialer.config
         self._known = _Shared(self._ask_all)
-        self._nodes: tuple[Address, ...] = config.addresses
+        self._nodes: tuple[Address, ...] = dialer.config.addresses
         self._shard_slot = slot_of(shard_key("id"))
         # Where a server sent us, which knows it before the others do.
         self._hint: Address | None = None
@@ -178,7 +180,7 @@ class Slots:
         return random.sample(nodes, min(len(nodes), MAX_ASKED))
 
     async def _ask(self, address: Address) -> "View":
-        connection = await RedisConnection.dial(self._config, address)
+        connection = await self._dialer.dial(address)
         try:
             (reply,) = await connection.call([("CLUSTER", "SLOTS")], CONNECT_SECONDS)
         finally:

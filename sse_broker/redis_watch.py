@@ -10,8 +10,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sse_broker.config import RedisConfig
-from sse_broker.redis_connection import CONNECT_SECONDS, FAILURES, Address, RedisConnection
+from sse_broker.redis_connection import CONNECT_SECONDS, FAILURES, Address, Dialer, RedisConnection
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +23,9 @@ PAUSE_SECONDS = (1.0, 3.0)
 class Watch:
     """Subscribes to every Sentinel and calls `on_switch`, also after each time that one could not be heard."""
 
-    def __init__(self, config: RedisConfig, on_switch: Callable[[], Awaitable[None]]) -> None:
-        self._config = config
+    def __init__(self, dialer: Dialer, on_switch: Callable[[], Awaitable[None]]) -> None:
+        self._dialer = dialer
+        self._config = dialer.config
         self._on_switch = on_switch
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -53,7 +53,7 @@ class Watch:
             await asyncio.sleep(random.uniform(*PAUSE_SECONDS))
 
     async def _listen(self, address: Address) -> None:
-        connection = await RedisConnection.dial(self._config, address, sentinel=True)
+        connection = await self._dialer.dial(address, sentinel=True)
         try:
             (reply,) = await connection.call([("SUBSCRIBE", CHANNEL)], CONNECT_SECONDS)
             if isinstance(reply, Exception):

@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MovedError
 
 from sse_broker.config import RedisConfig
-from sse_broker.redis_connection import CONNECT_SECONDS
+from sse_broker.redis_connection import CONNECT_SECONDS, Dialer
 from sse_broker.redis_keys import shard_key, touch
 from sse_broker.redis_topology import FRESH_SECONDS, MAX_ASKED, Sentinels, Single, Slots, View, slot_of, topology_of
 from tests.redis_servers import RedisServer
@@ -21,6 +21,10 @@ from tests.redis_sets import MASTER_NAME, RedisCluster, SentinelSet
 from tests.waiting import free_port, until
 
 HERE = ("127.0.0.1", 7000)
+
+
+def _dialer(**config: Any) -> Dialer:
+    return Dialer(RedisConfig(**config))
 
 
 @pytest.mark.parametrize("key", ["a", "{sse}:id", "x{y}z", "{}a", "a{b", "}{", "ünï{cö}dé", "{{a}}", touch("d", "c")])
@@ -48,20 +52,20 @@ def test_a_server_without_a_name_is_the_one_that_was_asked() -> None:
 
 
 def test_of_a_large_cluster_some_are_asked_and_not_always_the_same() -> None:
-    slots = Slots(RedisConfig(addrs=tuple(f"10.0.0.{number}:6379" for number in range(40))))
+    slots = Slots(_dialer(addrs=tuple(f"10.0.0.{number}:6379" for number in range(40))))
     asked = [tuple(slots._some_nodes()) for _ in range(20)]
     assert {len(some) for some in asked} == {MAX_ASKED}
     assert len({node for some in asked for node in some}) > 30
 
 
 def test_the_kind_follows_from_the_configuration() -> None:
-    assert isinstance(topology_of(RedisConfig(addrs=("a:1",))), Single)
-    assert isinstance(topology_of(RedisConfig(addrs=("a:1", "b:1"))), Slots)
-    assert isinstance(topology_of(RedisConfig(addrs=("a:1",), sentinel="m")), Sentinels)
+    assert isinstance(topology_of(_dialer(addrs=("a:1",))), Single)
+    assert isinstance(topology_of(_dialer(addrs=("a:1", "b:1"))), Slots)
+    assert isinstance(topology_of(_dialer(addrs=("a:1",), sentinel="m")), Sentinels)
 
 
 async def test_where_a_server_sends_us_is_tried_once_before_the_others_are_asked(redis_cluster: RedisCluster) -> None:
-    slots = Slots(RedisConfig(addrs=tuple(redis_cluster.addrs)))
+    slots = Slots(_dialer(addrs=tuple(redis_cluster.addrs)))
     owner = await redis_cluster.owner(slot_of(shard_key("id")))
     slots.moved(MovedError(f"{slot_of(shard_key('id'))} 10.0.0.1:6379"))
     assert await slots.master() == ("10.0.0.1", 6379)
@@ -73,7 +77,7 @@ async def test_where_a_server_sends_us_is_tried_once_before_the_others_are_asked
 async def test_dead_nodes_of_a_cluster_are_no_hindrance(redis_cluster: RedisCluster) -> None:
     """Not even if most of those that are configured are."""
     dead = [f"127.0.0.1:{free_port()}" for _ in range(4)]
-    slots = Slots(RedisConfig(addrs=(*dead, redis_cluster.servers[5].addr)))
+    slots = Slots(_dialer(addrs=(*dead, redis_cluster.servers[5].addr)))
     keys = [f"key{number}" for number in range(20)]
     expected = [("127.0.0.1", (await redis_cluster.owner(slot_of(key))).port) for key in keys]
     assert await slots.owners(keys) == expected
@@ -84,7 +88,7 @@ async def test_a_sentinel_that_knows_an_old_master_is_outvoted(sentinel_set: Sen
     lines = [f"sentinel monitor {MASTER_NAME} 127.0.0.1 {free_port()} 1"]
     await sentinel_set.failover()  # there was another master, so the epoch has risen
     async with RedisServer(arguments=["--sentinel"], lines=lines) as stale:
-        sentinels = Sentinels(RedisConfig(addrs=(stale.addr, *sentinel_set.addrs), sentinel=MASTER_NAME))
+        sentinels = Sentinels(_dialer(addrs=(stale.addr, *sentinel_set.addrs), sentinel=MASTER_NAME))
         for _ in range(5):
             sentinels.moved(None)
             assert await sentinels.master() == ("127.0.0.1", (await sentinel_set.master()).port)
@@ -92,13 +96,13 @@ async def test_a_sentinel_that_knows_an_old_master_is_outvoted(sentinel_set: Sen
 
 async def test_one_sentinel_that_is_left_is_enough(sentinel_set: SentinelSet) -> None:
     dead = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-    sentinels = Sentinels(RedisConfig(addrs=(*dead, sentinel_set.addrs[0]), sentinel=MASTER_NAME))
+    sentinels = Sentinels(_dialer(addrs=(*dead, sentinel_set.addrs[0]), sentinel=MASTER_NAME))
     assert await sentinels.master() == ("127.0.0.1", (await sentinel_set.master()).port)
 
 
 async def test_a_master_that_no_sentinel_knows_is_named(sentinel_set: SentinelSet) -> None:
     with pytest.raises(RedisConnectionError, match=r"no Sentinel knows a master called nobody: 127\.0\.0\.1:"):
-        await Sentinels(RedisConfig(addrs=tuple(sentinel_set.addrs), sentinel="nobody")).master()
+        await Sentinels(_dialer(addrs=tuple(sentinel_set.addrs), sentinel="nobody")).master()
 
 
 @pytest.mark.parametrize("sentinel", ["", MASTER_NAME], ids=["cluster", "sentinels"])
@@ -106,7 +110,7 @@ async def test_who_waits_for_servers_that_do_not_answer_is_told_together(sentine
     """One after the other, the last of ten would wait for ten seconds."""
     silent = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     addrs = tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in silent)
-    topology = topology_of(RedisConfig(addrs=addrs, sentinel=sentinel))
+    topology = topology_of(_dialer(addrs=addrs, sentinel=sentinel))
     try:
         began = time.monotonic()
         failures = await asyncio.gather(*(topology.owners(["a"]) for _ in range(10)), return_exceptions=True)
@@ -120,7 +124,7 @@ async def test_who_waits_for_servers_that_do_not_answer_is_told_together(sentine
 
 async def test_a_failure_is_soon_forgotten(sentinel_set: SentinelSet) -> None:
     """At once when others say that there is something new."""
-    sentinels = Sentinels(RedisConfig(addrs=tuple(sentinel_set.addrs), sentinel=MASTER_NAME))
+    sentinels = Sentinels(_dialer(addrs=tuple(sentinel_set.addrs), sentinel=MASTER_NAME))
     ask, sentinels._known._ask = sentinels._known._ask, failing
     for surely in (True, False):
         with pytest.raises(RedisConnectionError):
@@ -142,7 +146,7 @@ async def failing() -> None:
 
 
 async def test_an_answer_from_before_a_switch_is_not_kept(sentinel_set: SentinelSet) -> None:
-    sentinels = Sentinels(RedisConfig(addrs=tuple(sentinel_set.addrs), sentinel=MASTER_NAME))
+    sentinels = Sentinels(_dialer(addrs=tuple(sentinel_set.addrs), sentinel=MASTER_NAME))
     asked = 0
     ask = sentinels._known._ask
 

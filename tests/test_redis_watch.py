@@ -9,6 +9,7 @@ import pytest
 
 from sse_broker import redis_watch
 from sse_broker.config import RedisConfig
+from sse_broker.redis_connection import Dialer
 from sse_broker.redis_watch import Watch
 from tests.redis_sets import MASTER_NAME, SentinelSet
 from tests.waiting import until
@@ -19,7 +20,7 @@ class Heard:
 
     def __init__(self, servers: SentinelSet, name: str = MASTER_NAME) -> None:
         self.calls = 0
-        self.watch = Watch(RedisConfig(addrs=tuple(servers.addrs), sentinel=name), self._hear)
+        self.watch = Watch(Dialer(RedisConfig(addrs=tuple(servers.addrs), sentinel=name)), self._hear)
 
     async def _hear(self) -> None:
         self.calls += 1
@@ -70,7 +71,7 @@ async def test_without_sentinels_nobody_is_listened_to() -> None:
     async def never() -> None:
         raise AssertionError
 
-    watch = Watch(RedisConfig(addrs=("127.0.0.1:1",)), never)
+    watch = Watch(Dialer(RedisConfig(addrs=("127.0.0.1:1",))), never)
     watch.start()
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "sentinel watch"]
     await watch.close()
