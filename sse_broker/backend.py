@@ -13,6 +13,11 @@ from sse_broker.target import Message, Sent, Target
 
 # Frames of one replay page, for each of the logs that it is merged from.
 PAGE_FRAMES = 25
+# What should be published together: more messages, names or characters would hold up the loop and Redis, which does nothing
+# else while a script runs; fewer cost round trips.
+GROUP_MESSAGES = 128
+GROUP_NAMES = 1_000
+GROUP_CHARS = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,19 @@
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Headers(Protocol):
-    """What is needed of a request's headers: every line of a name, in order, whatever the case of its letters."""
+    """What is needed of a request's headers, whatever the case of their names; `getall` has every line of a name, in order."""
 
+    @overload
+    def get(self, name: str, /) -> str | None: ...
+    @overload
+    def get(self, name: str, /, default: str) -> str: ...
+    def __getitem__(self, name: str, /) -> str: ...
     def getall(self, name: str, default: Any, /) -> Any: ...
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from sse_broker import config_checks as checks
 from sse_broker.api_keys import ApiKey, named_key, plain_key
-from sse_broker.config_checks import BadValue, Network
+from sse_broker.client_address import Network
+from sse_broker.config_checks import BadValue
 from sse_broker.config_source import Settings
 from sse_broker.errors import ConfigError
 

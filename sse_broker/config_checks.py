@@ -8,13 +8,12 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
+from sse_broker.client_address import Network
 from sse_broker.errors import ConfigError
 
 MAX_SECONDS = 10 * 366 * 86400
 MIN_SECRET_BYTES = 32
 MIN_API_KEY_CHARS = 16
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # What people leave standing when they copy an example; compared without case and punctuation. Short words ("secret",
 # "test") need no entry, their length gives them away.

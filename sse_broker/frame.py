@@ -8,10 +8,10 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from sse_broker.bounds import MAX_EVENT_CHARS
 from sse_broker.errors import BadRequest
 
 MAX_ID = 2**53 - 1
-MAX_EVENT_CHARS = 256
 SYSTEM_PREFIX = "sys_"
 END_OF_CHUNKS = b"0\r\n\r\n"
 

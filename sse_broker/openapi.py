@@ -6,14 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sse_broker.bounds import MAX_EVENT_CHARS, MAX_NAME_CHARS, MAX_TTL_SECONDS
 from sse_broker.version import VERSION
 
 Json = dict[str, Any]
-
-# Bounds of `frame` and `tokens`, which a test compares.
-MAX_EVENT_CHARS = 256
-MAX_NAME_CHARS = 256
-MAX_TTL_SECONDS = 3_155_760_000
 
 _JSON = "application/json"
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
@@ -29,7 +25,8 @@ _EVENT: Json = {
     ]
 }
 # Text with commas between names, at least one of which is not empty; no text at all is no list.
-_SOME_NAMES: Json = {"allOf": [{"type": "string", "pattern": "^[^,]{0,256}(,[^,]{0,256})*$"}, {"pattern": "[^ ,]"}]}
+_LIST = f"^[^,]{{0,{MAX_NAME_CHARS}}}(,[^,]{{0,{MAX_NAME_CHARS}}})*$"
+_SOME_NAMES: Json = {"allOf": [{"type": "string", "pattern": _LIST}, {"pattern": "[^ ,]"}]}
 _NAMES: Json = {"anyOf": [{"type": "string", "maxLength": 0}, _SOME_NAMES]}
 # In JSON numbers are taken for text, and a list may be an array, whose empty items are dropped.
 _JSON_WORD: Json = {"type": ["string", "number"], "maxLength": MAX_NAME_CHARS}

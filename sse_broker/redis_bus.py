@@ -20,12 +20,11 @@ from sse_broker.redis_client import RedisClient
 from sse_broker.redis_connection import FAILURES, RedisConnection
 from sse_broker.redis_entries import DamagedEntry, entry_id, envelope_of
 from sse_broker.redis_keys import inbox
+from sse_broker.redis_script import INBOX_MAX
 
 log = logging.getLogger(__name__)
 
 BATCH_ENTRIES = 256
-# The scripts cap an inbox at this many entries (INBOX_MAX there): one that is as long may have lost its oldest.
-INBOX_MAX = 100_000
 # Redis trims by whole nodes of so many: asking more often changes nothing.
 TRIM_ENTRIES = 100
 BLOCK_SECONDS = 2.0

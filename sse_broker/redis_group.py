@@ -7,13 +7,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from sse_broker.backend import GROUP_CHARS, GROUP_MESSAGES, GROUP_NAMES
 from sse_broker.errors import Unavailable
 from sse_broker.target import Message, Sent, Target
-
-# Redis does nothing else while a script runs.
-MAX_MESSAGES = 128
-MAX_CHARS = 256 * 1024
-MAX_NAMES = 1_000
 
 
 class Group:
@@ -31,7 +27,7 @@ class Group:
     @property
     def is_full(self) -> bool:
         """Whether the next messages should begin another."""
-        return self.count >= MAX_MESSAGES or self._chars >= MAX_CHARS or self._names >= MAX_NAMES
+        return self.count >= GROUP_MESSAGES or self._chars >= GROUP_CHARS or self._names >= GROUP_NAMES
 
     def add(self, messages: Sequence[Message]) -> "asyncio.Future[list[Sent]]":
         """Take messages in; the future has what became of them. Raises, from the future: Unavailable."""

@@ -24,10 +24,14 @@ class Script:
         object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
 
 
-_PRELUDE = """
+# Entries of an inbox at most: one that is as long may have lost its oldest.
+INBOX_MAX = 100_000
+
+_PRELUDE = (
+    f"local INBOX_MAX = {INBOX_MAX}\n"
+    + """
 local P = string.sub(KEYS[1], 1, -3)
 local ROUTES, USERS, NODES, OUTSIDE, ACKED = P..'routes', P..'users', P..'nodes', P..'outside', P..'acked'
-local INBOX_MAX = 100000
 local OVER_MS = 10000
 local DAY_US = 86400000000
 
@@ -188,6 +192,7 @@ local function read_logs(uid, did, after, count, expire_ms)
   return text(gap), pages
 end
 """
+)
 
 
 def script(name: str, body: str) -> Script:

@@ -20,6 +20,7 @@ from jwt.algorithms import HMACAlgorithm
 from jwt.api_jws import PyJWS
 from jwt.exceptions import InvalidSignatureError, PyJWTError
 
+from sse_broker.bounds import MAX_NAME_CHARS, MAX_TTL_SECONDS
 from sse_broker.errors import BadRequest, BrokerError, ConfigError, Unauthorized
 from sse_broker.presence import device_id_of
 from sse_broker.target import Reach
@@ -27,10 +28,8 @@ from sse_broker.token_keys import PUBLIC_ALGORITHMS, PublicKeys
 
 ALGORITHM = "HS256"
 MAX_TOKEN_CHARS = 8192
-MAX_NAME_CHARS = 256
 # The end of the year 9999: a later `exp` is no time that anything here can wait for or hand to Redis.
 MAX_EXPIRES_AT = 253_402_300_799
-MAX_TTL_SECONDS = 3_155_760_000
 
 # {"alg":"HS256","typ":"JWT"}, as this program and nearly every library spell it.
 _USUAL_HEADER = b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"

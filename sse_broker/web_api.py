@@ -11,16 +11,17 @@ from typing import Protocol
 
 from sse_broker import answers
 from sse_broker.api_keys import ANYONE, Caller
+from sse_broker.bounds import MAX_NAME_CHARS
 from sse_broker.broker import Broker
-from sse_broker.client_address import client_address, client_host
+from sse_broker.client_address import Headers, client_address, client_host
 from sse_broker.config import Config
 from sse_broker.errors import BadRequest, BrokerError, MethodNotAllowed, TooManyRequests, Unauthorized, Unavailable
 from sse_broker.gate import Gate
 from sse_broker.presence import device_id_of
 from sse_broker.web_batch import message_of, send_list, target_of
-from sse_broker.web_credentials import Headers, bearer
+from sse_broker.web_credentials import bearer
 from sse_broker.web_jwks import JwkSet
-from sse_broker.web_params import MAX_NAME_CHARS, Params, query_values
+from sse_broker.web_params import Params, query_values
 
 log = logging.getLogger(__name__)
 

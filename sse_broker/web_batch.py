@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from aiohttp import StreamReader, web
 
 from sse_broker.api_keys import Caller
+from sse_broker.backend import GROUP_CHARS, GROUP_MESSAGES, GROUP_NAMES
 from sse_broker.broker import Broker
 from sse_broker.errors import BadRequest, BrokerError, PayloadTooLarge, TooManyRequests, Unavailable, UnsupportedMedia
 from sse_broker.gate import Gate
@@ -16,10 +17,6 @@ from sse_broker.target import Message, Target
 from sse_broker.web_params import Params, body_errors, content_encoding, parse_json
 
 NDJSON = "application/x-ndjson"
-# What is published together: more messages, names or characters would hold up the loop and Redis, fewer cost round trips.
-GROUP_MESSAGES = 128
-GROUP_NAMES = 1_000
-GROUP_CHARS = 256 * 1024
 
 
 def message_of(params: Params) -> Message:

@@ -2,21 +2,9 @@
 It knows headers and nothing of what a token says.
 """
 
-from typing import Any, Protocol, overload
-
 from sse_broker.access import Origins
+from sse_broker.client_address import Headers
 from sse_broker.errors import Forbidden, Unauthorized
-
-
-class Headers(Protocol):
-    """What is needed of a request's headers, whatever the case of their names."""
-
-    @overload
-    def get(self, name: str, /) -> str | None: ...
-    @overload
-    def get(self, name: str, /, default: str) -> str: ...
-    def __getitem__(self, name: str, /) -> str: ...
-    def getall(self, name: str, default: Any, /) -> Any: ...
 
 
 def bearer(headers: Headers) -> str | None:

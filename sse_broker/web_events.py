@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from sse_broker.backend import Joined
+from sse_broker.bounds import MAX_NAME_CHARS
 from sse_broker.errors import BadRequest, Forbidden, MethodNotAllowed, Unauthorized
 from sse_broker.frame import MAX_ID, check_text
 from sse_broker.presence import Reason
@@ -16,7 +17,7 @@ from sse_broker.stream import Stream
 from sse_broker.tokens import Claims, UnknownKey
 from sse_broker.web_api import Api, Head, client_of, host_of
 from sse_broker.web_credentials import listener_token
-from sse_broker.web_params import MAX_NAME_CHARS, Params, query_values
+from sse_broker.web_params import Params, query_values
 
 ALLOW = "GET, OPTIONS"
 STREAM_HEADERS = {

@@ -8,8 +8,8 @@ the same mean the same: between two requests a parser is as it was before the fi
 
 from aiohttp.http import HttpVersion11, RawRequestMessage
 
+from sse_broker.client_address import Headers
 from sse_broker.web_api import ENDPOINTS
-from sse_broker.web_credentials import Headers
 from sse_broker.web_params import FORM, JSON
 
 EVENTS = "/events"

@@ -13,11 +13,11 @@ from urllib.parse import parse_qsl
 
 from aiohttp import hdrs, web
 
+from sse_broker.bounds import MAX_NAME_CHARS
 from sse_broker.errors import BadRequest, PayloadTooLarge, UnsupportedMedia
 from sse_broker.frame import check_text
 from sse_broker.web_multipart import form_text, parse_form
 
-MAX_NAME_CHARS = 256
 MAX_FIELDS = 1_000
 # Of one list. Each name costs Redis and the loop 15 µs, in one piece, since a frame has one place in the order.
 MAX_NAMES = 10_000

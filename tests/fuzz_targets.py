@@ -21,6 +21,7 @@ from multidict import CIMultiDict
 from sse_broker import config
 from sse_broker.access_log import masked
 from sse_broker.api_keys import ApiKeys, named_key, plain_key
+from sse_broker.bounds import MAX_NAME_CHARS
 from sse_broker.client_address import client_address, client_host
 from sse_broker.config_checks import parsed_network
 from sse_broker.envelope import FrameEnvelope
@@ -30,7 +31,7 @@ from sse_broker.limits import Buckets, address_key
 from sse_broker.redis_entries import DamagedEntry, device_of, envelope_of, frame_of, page_of
 from sse_broker.target import Target
 from sse_broker.token_keys import parse_jwk_set
-from sse_broker.tokens import MAX_NAME_CHARS, Claims, Tokens
+from sse_broker.tokens import Claims, Tokens
 from sse_broker.web_batch import message_of
 from sse_broker.web_multipart import parse_form
 from sse_broker.web_params import Params, parse_json

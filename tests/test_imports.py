@@ -22,6 +22,8 @@ LAYERS = (
     (
         "version",
         "errors",
+        "bounds",
+        "client_address",
         "counters",
         "limits",
         "log_lines",
@@ -32,7 +34,7 @@ LAYERS = (
         "windows_console",
     ),
     ("traffic", "systemd", "file_limits", "example_config", "openapi", "redis_member_scripts"),
-    ("frame", "presence", "redis_scripts", "client_address", "config_checks", "token_keys", "web_multipart"),
+    ("frame", "presence", "redis_scripts", "config_checks", "token_keys", "web_multipart"),
     ("target", "envelope", "system_events", "retention", "stream", "config_source", "listener", "web_params"),
     ("api_keys", "tokens"),
     ("backend", "registry", "config", "cluster"),
@@ -99,6 +101,7 @@ ALLOWED = {
 # What could be run on any loop, with any library, or with none.
 PURE = {
     "api_keys",
+    "bounds",
     "counters",
     "errors",
     "frame",

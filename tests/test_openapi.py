@@ -9,7 +9,6 @@ import aiohttp
 import pytest
 from openapi_spec_validator import validate
 
-from sse_broker import frame, openapi, tokens
 from sse_broker.openapi import description
 from tests.api_fuzz import KEY, fuzz
 from tests.broker_process import BrokerProcess
@@ -52,12 +51,6 @@ async def test_what_it_allows_is_taken_and_answered_as_it_says(serve_embedded: S
     assert answer.status == 200, answer
     schema = description()["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert set(answer.body) == set(schema["required"])
-
-
-def test_its_bounds_are_those_of_the_program() -> None:
-    assert frame.MAX_EVENT_CHARS == openapi.MAX_EVENT_CHARS
-    assert tokens.MAX_NAME_CHARS == openapi.MAX_NAME_CHARS
-    assert tokens.MAX_TTL_SECONDS == openapi.MAX_TTL_SECONDS
 
 
 async def test_schemathesis_finds_nothing_with_all_phases_and_checks(redis_server: RedisServer) -> None:

@@ -234,9 +234,3 @@ async def test_closing_ends_the_task_while_it_waits(bus: Bus) -> None:
     bus.start()
     await bus.close()
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "redis bus"]
-
-
-async def test_the_cap_is_that_of_the_scripts() -> None:
-    from sse_broker.redis_scripts import PUBLISH
-
-    assert f"local INBOX_MAX = {redis_bus.INBOX_MAX}\n" in PUBLISH.text

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
+from sse_broker.backend import GROUP_CHARS, GROUP_MESSAGES, GROUP_NAMES
 from sse_broker.errors import Unavailable
-from sse_broker.redis_group import MAX_CHARS, MAX_MESSAGES, MAX_NAMES, Group
+from sse_broker.redis_group import Group
 from sse_broker.target import Message, Sent, Target
 
 
@@ -58,10 +59,10 @@ async def test_a_failure_is_everyones() -> None:
 @pytest.mark.parametrize(
     ("messages", "full"),
     [
-        ([message()] * (MAX_MESSAGES - 1), False),
-        ([message()] * MAX_MESSAGES, True),
-        ([message("x" * MAX_CHARS)], True),
-        ([message("x", *map(str, range(MAX_NAMES)))], True),
+        ([message()] * (GROUP_MESSAGES - 1), False),
+        ([message()] * GROUP_MESSAGES, True),
+        ([message("x" * GROUP_CHARS)], True),
+        ([message("x", *map(str, range(GROUP_NAMES)))], True),
     ],
 )
 async def test_a_group_has_bounds(messages: list[Message], full: bool) -> None:

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from sse_broker.backend import GROUP_CHARS, GROUP_MESSAGES, GROUP_NAMES
 from sse_broker.memory import MemoryBackend
 from sse_broker.target import Message, Sent
-from sse_broker.web_batch import GROUP_CHARS, GROUP_MESSAGES, GROUP_NAMES
 from tests.broker_process import BrokerProcess
 from tests.event_client import EventClient
 from tests.served import ServedBroker

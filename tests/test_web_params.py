@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sse_broker.bounds import MAX_NAME_CHARS
 from sse_broker.errors import BadRequest
-from sse_broker.web_params import MAX_NAME_CHARS, MAX_NAMES, Params, parse_json
+from sse_broker.web_params import MAX_NAMES, Params, parse_json
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
