@@ -236,10 +236,11 @@ async def test_a_stream_that_ended_during_a_walk_is_passed_over(hall: Hall) -> N
 # Bad peers
 
 
+@pytest.mark.parametrize("fails", ["error", "broken"])
 @pytest.mark.parametrize("count", [1, 3], ids=["one frame", "a burst"])
-async def test_a_transport_that_fails_in_a_broadcast_does_not_stop_the_rest(hall: Hall, count: int) -> None:
+async def test_a_transport_that_fails_in_a_broadcast_does_not_stop_the_rest(hall: Hall, count: int, fails: str) -> None:
     streams = hall.fill(5)
-    streams[2].transport.error = RuntimeError("the handler is closed")
+    setattr(streams[2].transport, fails, RuntimeError("the handler is closed"))
     for frame in frames(*range(1, count + 1)):
         hall.delivery.to_everyone(frame)
     await hall.settled()
@@ -271,18 +272,6 @@ async def test_a_client_that_does_not_read_is_dropped_and_nobody_else_waits(hall
     await hall.settled()
     assert [one.ids for one in streams] == [[1], [], [1]]
     assert streams[1].stream.end_reason is Reason.HEARTBEAT_FAIL
-
-
-@pytest.mark.parametrize("count", [1, 3], ids=["one frame", "a burst"])
-async def test_a_transport_that_can_not_say_what_waits_does_not_stop_the_rest(hall: Hall, count: int) -> None:
-    streams = hall.fill(3)
-    streams[1].transport.broken = AttributeError("there is no handle")
-    for frame in frames(*range(1, count + 1)):
-        hall.delivery.to_everyone(frame)
-    await hall.settled()
-    hall.delivery.to_devices(Frame(9, "", "x"), hall.ids(*streams))
-    assert [len(one.ids) for one in streams] == [count + 1, 0, count + 1]
-    assert streams[1].stream.failure is streams[1].transport.broken
 
 
 async def test_after_an_unknown_error_broadcasts_go_on_and_who_lacks_one_is_ended(
