@@ -161,8 +161,10 @@ class Broker:
         if last_id is not None or stream.overflowed:
             await self._replay(stream, joined.page)
         # The replay has read everything up to the joining; what was held from before it is for a former user's eyes.
-        stream.last_id = max(stream.last_id, joined.id)
-        self.delivery.go_live(stream)
+        if joined.id > stream.last_id:
+            stream.last_id = joined.id
+        if held := stream.go_live():
+            self.delivery.count(held)
 
     def _lost(self, stream: Stream) -> None:
         reason = stream.end_reason or Reason.DISCONNECT
@@ -284,7 +286,7 @@ class Broker:
     async def _catch_up(self, stream: Stream, page: Page) -> None:
         with self._failing(stream):
             await self._replay(stream, page)
-            self.delivery.go_live(stream)
+            self.delivery.count(stream.go_live())
 
     @contextmanager
     def _failing(self, stream: Stream) -> Iterator[None]:

@@ -78,12 +78,12 @@ class Delivery:
     def finish(self, stream: Stream) -> None:
         """Write to a stream what is pending for it, because its end comes next."""
         if self._pending:
-            self._count([broadcast for broadcast in self._pending if stream.write(broadcast)])
+            self.count([broadcast for broadcast in self._pending if stream.write(broadcast)])
 
-    def go_live(self, stream: Stream) -> None:
-        """Write to a stream what it held, and let live frames through from now on."""
-        if held := stream.go_live():
-            self._count(held)
+    def count(self, written: Sequence[Frame]) -> None:
+        """Count frames that came by the bus and were written to a stream."""
+        self.traffic.deliveries += len(written)
+        self.traffic.delivered_bytes += sum([len(frame.plain) for frame in written])
 
     async def room(self) -> None:
         """Wait until so few broadcasts are pending that the next may come."""
@@ -124,7 +124,7 @@ class Delivery:
                 if stream.write_joined(joined, first_id, last_id):
                     whole += 1
                 else:
-                    self._count([frame for frame in frames if stream.write(frame)])
+                    self.count([frame for frame in frames if stream.write(frame)])
             self.traffic.deliveries += whole * len(frames)
             self.traffic.delivered_bytes += whole * len(joined.plain)
             await asyncio.sleep(0)
@@ -134,7 +134,3 @@ class Delivery:
         for stream in self._registry:
             if stream.last_id < last_id:
                 stream.fail(error)
-
-    def _count(self, written: Sequence[Frame]) -> None:
-        self.traffic.deliveries += len(written)
-        self.traffic.delivered_bytes += sum([len(frame.plain) for frame in written])

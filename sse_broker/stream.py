@@ -104,7 +104,6 @@ class Stream:
         if self.live or self.ended:
             return ()
         held, self._held = self._held, None
-        self._held_bytes = 0
         self.live = True
         return [frame for frame in held if self.write(frame)] if held else ()
 

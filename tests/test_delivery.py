@@ -337,7 +337,7 @@ async def test_what_a_stream_holds_is_counted_when_it_is_written(hall: Hall) -> 
     assert hall.delivery.traffic.deliveries == 0
     dropped.stream.drop_held()
     for one in (kept, dropped):
-        hall.delivery.go_live(one.stream)
+        hall.delivery.count(one.stream.go_live())
     assert hall.delivery.traffic.deliveries == len(kept.ids) == 2
     assert hall.delivery.traffic.delivered_bytes == len(kept.written)
 
