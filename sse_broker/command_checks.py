@@ -50,8 +50,8 @@ def _server_findings(settings: config.Config) -> Iterator[Finding]:
     limit = file_limit()
     level = ADVICE if limit < FEW_FILES else OK
     yield Finding(level, f"{limit} files may be open, so at most about as many streams for each process")
-    if not settings.api.keys:
+    if not settings.api.parsed_keys:
         where = "from this machine" if settings.server.is_loopback else "from everywhere"
-        yield Finding(ADVICE, f"api.keys is not set: anybody {where} may send and kick")
+        yield Finding(ADVICE, f"neither api.keys nor api.named_keys is set: anybody {where} may send and kick")
     if not settings.server.is_loopback and not settings.server.tls_cert:
         yield Finding(ADVICE, "no TLS here: tokens travel in the clear unless a proxy in front serves HTTPS")

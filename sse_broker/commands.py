@@ -55,7 +55,7 @@ def _fill(parser: argparse.ArgumentParser, add_arguments: Callable[[argparse.Arg
 
 def _client_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="where the broker is, http://host:port (default: as configured)")
-    parser.add_argument("--key", help="API key (default: the first that is configured)")
+    parser.add_argument("--key", help="API key (default: the first that is configured and may do this)")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
@@ -128,7 +128,7 @@ def _call(arguments: argparse.Namespace, path: str, fields: Mapping[str, Any], a
         result = await client.call(path, {name: value for name, value in fields.items() if value is not None})
         print(json.dumps(result, ensure_ascii=False) if arguments.json else as_text(result))
 
-    return _with_client(arguments, call)
+    return _with_client(arguments, path.removeprefix("/"), call)
 
 
 def _listen(arguments: argparse.Namespace) -> int:
@@ -148,15 +148,15 @@ def _listen(arguments: argparse.Namespace) -> int:
                 if left <= 0:
                     return
 
-    return _with_client(arguments, listen)
+    return _with_client(arguments, "token", listen)
 
 
-def _with_client(arguments: argparse.Namespace, use: Callable[[ApiClient], Awaitable[None]]) -> int:
+def _with_client(arguments: argparse.Namespace, scope: str, use: Callable[[ApiClient], Awaitable[None]]) -> int:
     url, key = arguments.url, arguments.key
     if not url or not key:
         settings = config.load(arguments.config)
         url = url or _url(settings)
-        key = key or next(iter(settings.api.keys), "")
+        key = key or _key(settings, scope)
 
     async def main() -> None:
         async with ApiClient(url, key) as client:
@@ -164,6 +164,12 @@ def _with_client(arguments: argparse.Namespace, use: Callable[[ApiClient], Await
 
     asyncio.run(main())
     return 0
+
+
+def _key(settings: config.Config, scope: str) -> str:
+    """Return the first key that opens an endpoint; empty without one. A key of which there is only the hash is no use."""
+    keys = [key for _, key in settings.api.parsed_keys]
+    return next((key.secret for key in keys if key.secret and scope in key.caller.scopes), "")
 
 
 def _url(settings: config.Config) -> str:

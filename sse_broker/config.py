@@ -341,6 +341,13 @@ def schema() -> dict[str, dict[str, Any]]:
     return {name: {key.name: key.type for key in dataclasses.fields(kind) if key.init} for name, kind in tables.items()}
 
 
+def secret_keys() -> frozenset[str]:
+    """Return the keys, as `table.key`, whose values must not be shown: those that are left out of their table's `repr`."""
+    tables = typing.get_type_hints(Config)
+    keys = [(name, key) for name, kind in tables.items() for key in dataclasses.fields(kind)]
+    return frozenset(f"{name}.{key.name}" for name, key in keys if key.init and not key.repr)
+
+
 def candidate_files() -> tuple[Path, ...]:
     """Return where a configuration file is looked for when none is named, the first that exists counts."""
     beside = (Path(sys.executable).with_name(BUNDLE_FILE_NAME),) if getattr(sys, "frozen", False) else ()

@@ -14,7 +14,6 @@ from sse_broker import config
 from sse_broker.errors import StartError
 from sse_broker.example_config import example_config
 
-SECRET_KEYS = frozenset({"secret", "previous_secrets", "keys", "password"})
 HIDDEN = "(set, hidden)"
 
 
@@ -32,11 +31,13 @@ def run(given: argparse.Namespace) -> int:
 
 def _show(given: argparse.Namespace) -> int:
     settings, sources = config.load_with_sources(given.config)
-    rows = [
-        (f"{table}.{key}", _shown(key, getattr(getattr(settings, table), key)))
+    secret = config.secret_keys()
+    values = {
+        f"{table}.{key}": getattr(getattr(settings, table), key)
         for table, keys in config.schema().items()
         for key in keys
-    ]
+    }
+    rows = [(name, HIDDEN if value and name in secret else _plain(value)) for name, value in values.items()]
     if given.json:
         print(json.dumps({name: {"value": value, "source": sources.get(name, "default")} for name, value in rows}))
         return 0
@@ -47,9 +48,7 @@ def _show(given: argparse.Namespace) -> int:
     return 0
 
 
-def _shown(name: str, value: Any) -> Any:
-    if name in SECRET_KEYS and value:
-        return HIDDEN
+def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 

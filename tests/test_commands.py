@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import secrets
@@ -12,7 +13,9 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from sse_broker import config
+import pytest
+
+from sse_broker import cli, config
 from tests.broker_process import BrokerProcess
 from tests.redis_servers import RedisServer
 from tests.waiting import free_port, until
@@ -110,6 +113,25 @@ async def test_config_show_hides_secrets_and_says_where_a_value_comes_from(tmp_p
     assert len(out.splitlines()) == len(values)
 
 
+def test_config_show_hides_each_key_that_may_hold_a_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """All that the configuration itself keeps out of its `repr`; the names are written out once more on purpose."""
+    names = ["api.keys", "api.named_keys", "jwt.secret", "jwt.previous_secrets", "redis.password"]
+    assert config.secret_keys() == frozenset(names)
+    secret = "k7Rw2pXn9vBq4TzLk7Rw2pXn9vBq4TzL"
+    file = tmp_path / "config.toml"
+    file.write_text("")
+    for number, name in enumerate(names):
+        value = f"shop:send:{secret}{number}" if name == "api.named_keys" else f"{secret}{number}"
+        monkeypatch.setenv(f"SSE_BROKER_{name.replace('.', '_').upper()}", value)
+    for arguments in ([], ["--json"]):
+        assert cli.main(["config", "show", "-c", str(file), *arguments]) == 0
+        shown = capsys.readouterr().out
+        assert secret not in shown
+        assert shown.count("(set, hidden)") == len(names)
+
+
 async def test_config_init_writes_a_file_that_is_safe_to_run_with(tmp_path: Path) -> None:
     file = tmp_path / "new.toml"
     assert (await _command("config", "init", str(file)))[0] == 0
@@ -123,6 +145,38 @@ async def test_config_init_writes_a_file_that_is_safe_to_run_with(tmp_path: Path
     assert code == 1
     assert "there already" in err
     assert file.read_text() == before
+
+
+async def test_commands_use_the_first_key_that_is_configured_and_opens_their_endpoint(run_broker: Run) -> None:
+    """Of the keys by name, too; one of which there is only the hash can not be used."""
+    digest = hashlib.sha256(b"ops-ops-ops-7Rw2pXn9").hexdigest()
+    named = [f"ops:*:sha256:{digest}", "watch:info:watch-7Rw2pXn9vBq4", "shop:token+send:shop-7Rw2pXn9vBq4"]
+    broker = await run_broker({"api": {"named_keys": named}})
+    there = ["-c", str(broker.config_file)]
+    assert await _command("send", "x", "--all", *there) == (0, "addressed to 0 online devices\n", "")
+    code, out, _ = await _command("info", "--json", *there)
+    assert (code, json.loads(out)["device_count"]) == (0, 0)
+    assert (await _command("token", "ann", *there))[0] == 0
+    code, _, err = await _command("kick", "--uid", "ann", *there)
+    assert (code, err) == (1, "sse-broker: the broker refuses: an API key is needed, as X-SSE-API-Key or Bearer\n")
+
+
+def test_check_warns_of_open_endpoints_where_there_is_no_key_of_either_kind(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "config.toml"
+    for text, warns in (
+        ("", True),
+        ('[api]\nkeys = ["k7Rw2pXn9vBq4TzL"]\n', False),
+        ('[api]\nnamed_keys = ["shop:send:k7Rw2pXn9vBq4TzL"]\n', False),
+    ):
+        file.write_text(text)
+        assert cli.main(["check", "-c", str(file)]) == 0
+        said = (
+            "neither api.keys nor api.named_keys is set: anybody from this machine may send and kick"
+            in capsys.readouterr().out
+        )
+        assert said == warns, text
 
 
 async def test_check_looks_at_redis_and_gives_advice(tmp_path: Path, redis_server: RedisServer) -> None:
