@@ -32,9 +32,17 @@ class ParentEnd:
 
     @classmethod
     async def open(cls, config: Config, number: int) -> tuple["ParentEnd", socket.socket]:
-        """Return this end, with the worker's orders already written, and the worker's, to be its standard input."""
+        """Return this end, with the worker's orders already written, and the worker's, to be its standard input.
+
+        Raises: OSError.
+        """
         mine, theirs = socket.socketpair()
-        end = cls(*await asyncio.open_connection(sock=mine))
+        try:
+            end = cls(*await asyncio.open_connection(sock=mine))
+        except BaseException:
+            mine.close()
+            theirs.close()
+            raise
         end.say_config(config, number)
         return end, theirs
 

@@ -105,8 +105,10 @@ class Workers:
             for task in (started, stopped):
                 task.cancel()
             await asyncio.gather(started, stopped, return_exceptions=True)
-        for keeper in keepers:
-            keeper.result()
+        # Each is asked, so that of several the others do not end up in the log as errors that nobody looked at.
+        failures = [failure for keeper in keepers if (failure := keeper.exception())]
+        if failures:
+            raise failures[0]
 
     async def _end(self, keepers: Sequence["asyncio.Task[None]"]) -> None:
         """Have every worker drain, or end at once after a second signal or when one could not be started."""
@@ -160,22 +162,23 @@ class Workers:
             first = False
             lived = time.monotonic() - began
             pause = RESTART_SECONDS[0] if lived > SHORT_LIFE_SECONDS else pause
-            log.warning("worker %d ended: %s; the next is started in %.1f s", number, why, pause)
+            log.warning("worker %d %s; the next is started in %.1f s", number, why, pause)
             try:
                 await asyncio.wait_for(self._stop.wait(), pause)
             except TimeoutError:
                 pause = min(2 * pause, RESTART_SECONDS[1])
 
     async def _run_one(self, number: int, *, raises: bool) -> str:
-        """Run a worker to its end and return why it ended. Raises: what kept it from serving, if wanted."""
-        line, theirs = await ParentEnd.open(self._config, number)
-        self._lines[number] = line
+        """Run a worker to its end and return what became of it. Raises: what kept it from serving, if wanted."""
         try:
-            with theirs:
-                # A group of its own, so that Ctrl-C in a terminal reaches the parent alone, which passes it on.
-                process = await asyncio.create_subprocess_exec(
-                    *_command(), stdin=theirs.fileno(), process_group=0, env=_environment()
-                )
+            line, process = await self._spawn(number)
+        except OSError as error:
+            # Too many files or processes for now, or an upgrade that is replacing the program.
+            why = f"could not be started: {error.strerror or error}"
+            if raises:
+                raise StartError(f"worker {number} {why}") from None
+            return why
+        try:
             self._processes[number] = process
             if self._stop.requested:
                 line.say(DRAIN)
@@ -192,7 +195,23 @@ class Workers:
             await line.close()
         if raises and number not in self._serving and not self._stop.requested:
             raise _failure(number, code, word, why)
-        return why
+        return f"ended: {why}"
+
+    async def _spawn(self, number: int) -> tuple[ParentEnd, asyncio.subprocess.Process]:
+        """Return a new worker and the line to it, which is in `_lines`. Raises: OSError."""
+        line, theirs = await ParentEnd.open(self._config, number)
+        self._lines[number] = line
+        try:
+            with theirs:
+                # A group of its own, so that Ctrl-C in a terminal reaches the parent alone, which passes it on.
+                process = await asyncio.create_subprocess_exec(
+                    *_command(), stdin=theirs.fileno(), process_group=0, env=_environment()
+                )
+        except BaseException:
+            del self._lines[number]
+            await line.close()
+            raise
+        return line, process
 
     def _serves(self, number: int) -> None:
         self._serving.add(number)

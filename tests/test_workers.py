@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -33,6 +34,9 @@ from tests.waiting import free_port, until
 # A start of several processes takes its time on a busy machine.
 patiently = partial(until, seconds=60)
 KEYS = ("k7Rw2pXn9vBq4TzL", "m3Hs8dYf5cJw6GtQ")
+FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+# A link to the interpreter lies in no virtual environment, so it has to be told where the libraries are.
+HERE = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
 RunBroker = Callable[..., Awaitable[BrokerProcess]]
 OpenStream = Callable[..., Awaitable[EventClient]]
 
@@ -270,6 +274,55 @@ async def test_a_worker_that_can_not_start_again_is_tried_until_it_can(
     assert max(first) in pids(broker)
     await redis_server.start()
     await all_serve(broker, 2)
+
+
+async def test_a_worker_for_which_the_parent_lacks_something_is_tried_until_it_can_start(
+    redis_server: RedisServer, run_broker: RunBroker
+) -> None:
+    """The parent may open no more file for a while: neither a line nor a process can be made. The other worker serves."""
+    broker = await run_broker(tables(2), redis=redis_server)
+    await all_serve(broker, 2)
+    first = pids(broker)
+    resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (3, FILES))
+    os.kill(min(first), signal.SIGKILL)
+    refusal = r"worker \d could not be started: Too many open files; the next is started in (\S+) s"
+    await patiently(lambda: len(re.findall(refusal, broker.stderr_text())) >= 2, what="two starts that fail")
+    pauses = [float(text) for text in re.findall(refusal, broker.stderr_text())]
+    assert pauses[:2] == sorted(set(pauses[:2])), "the pause grows"
+    assert broker.running
+    assert pids(broker) == {max(first)}
+    resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
+    await all_serve(broker, 2)
+    await patiently(lambda: len(pids(broker)) == 2, what="two workers")
+
+
+async def test_a_worker_whose_program_was_replaced_is_tried_until_it_is_there(
+    redis_server: RedisServer, run_broker: RunBroker, tmp_path: Path
+) -> None:
+    """An upgrade takes the executable away for a moment."""
+    executable = tmp_path / "python"
+    executable.symlink_to(sys.executable)
+    broker = await run_broker(tables(2), redis=redis_server, program=program(executable), env=HERE)
+    await all_serve(broker, 2)
+    first = pids(broker)
+    executable.unlink()
+    os.kill(min(first), signal.SIGKILL)
+    refusal = " could not be started: No such file or directory; the next is started in "
+    await patiently(lambda: refusal in broker.stderr_text(), what="a start that fails")
+    executable.symlink_to(sys.executable)
+    await patiently(lambda: len(pids(broker)) == 2, what="two workers")
+    await all_serve(broker, 2)
+
+
+async def test_a_first_worker_that_can_not_be_run_is_one_line_and_code_1(redis_server: RedisServer) -> None:
+    broker = BrokerProcess(tables(2), redis=redis_server, program=program(Path("/nowhere/python")))
+    await one_line(broker, 1, "worker 1 could not be started: No such file or directory")
+
+
+def program(executable: Path) -> tuple[str, ...]:
+    """Return the broker as a program that takes this for its own executable."""
+    code = f"import sys; sys.executable = {str(executable)!r}; from sse_broker.cli import main; sys.exit(main())"
+    return (sys.executable, "-X", "dev", "-c", code)
 
 
 def _ends(broker: BrokerProcess) -> str:
