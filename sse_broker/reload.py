@@ -25,6 +25,7 @@ RELOADABLE = {
     },
     "limits": {field.name for field in dataclasses.fields(LimitsConfig)},
 }  # fmt: skip
+TLS_FILES = {"tls_cert", "tls_key"}
 
 
 class Reloader:
@@ -55,39 +56,56 @@ class Reloader:
             self._gate.counters.reloads += 1
 
     def _reload(self) -> None:
-        config = self._read()
-        if not config.jwt.secret:  # made up at the start, and tokens are out there
-            config = dataclasses.replace(config, jwt=dataclasses.replace(config.jwt, secret=self.config.jwt.secret))
+        read = self._read()
+        if not read.jwt.secret:  # made up at the start, and tokens are out there
+            read = dataclasses.replace(read, jwt=dataclasses.replace(read.jwt, secret=self.config.jwt.secret))
+        config, later = _merged(self.config, read)
         fixed = read_key_files(config.jwt.public_keys)
         access = access_of(config, self._public_keys)
-        if self._ssl_context is not None and config.server.tls_cert:
-            tls_context(config.server)  # tried on another one: a certificate without its key would break the one in use
-        later = _changed(self.config, config)
+        tls_context(config.server)  # tried on another one: a certificate without its key would break the one in use
         # From here on nothing fails.
-        if self._ssl_context is not None and config.server.tls_cert:
+        if self._ssl_context is not None:
             self._ssl_context.load_cert_chain(config.server.tls_cert, config.server.tls_key)
         self._public_keys.replace_fixed(fixed)
         self._gate.change(access)
         self.config = config
         log.info("the configuration was read again")
-        if later:
-            log.warning("these keys count from the next start on: %s", ", ".join(later))
+        _say_later(later)
 
 
 def taken_over(old: Config, read: Config) -> Config:
-    """Return what is in force after a reload: `old` with what of `read` can be taken over.
+    """Return what is in force after a reload, and log what of `read` counts later.
 
     Raises: ConfigError when something that it names can not be used.
     """
-    read_key_files(read.jwt.public_keys)
-    tls_context(read.server)
-    if later := _changed(old, read):
-        log.warning("these keys count from the next start on: %s", ", ".join(later))
-    tables = {}
+    config, later = _merged(old, read)
+    read_key_files(config.jwt.public_keys)
+    tls_context(config.server)
+    _say_later(later)
+    return config
+
+
+def _merged(old: Config, read: Config) -> tuple[Config, list[str]]:
+    """Return `old` with what of `read` can be taken over, and the names of the keys that can not.
+
+    Raises: ConfigError for what is good in `read` as a whole and not beside what stays: no API key, on an address that
+    others can reach.
+    """
+    # A listener speaks TLS or does not, to the end; and with several workers one started later must not differ.
+    tls_stays = bool(old.server.tls_cert) == bool(read.server.tls_cert)
+    tables, later = {}, []
     for table, keys in schema().items():
-        changed = {key: getattr(getattr(read, table), key) for key in keys if key in RELOADABLE.get(table, ())}
-        tables[table] = dataclasses.replace(getattr(old, table), **changed)
-    return dataclasses.replace(old, **tables)
+        former, new = getattr(old, table), getattr(read, table)
+        changed = [key for key in keys if getattr(former, key) != getattr(new, key)]
+        now = RELOADABLE.get(table, set()) - (set() if tls_stays else TLS_FILES)
+        later += [f"{table}.{key}" for key in changed if key not in now]
+        tables[table] = dataclasses.replace(former, **{key: getattr(new, key) for key in changed if key in now})
+    return dataclasses.replace(old, **tables), later
+
+
+def _say_later(keys: list[str]) -> None:
+    if keys:
+        log.warning("these keys count from the next start on: %s", ", ".join(keys))
 
 
 def tls_context(server: ServerConfig) -> ssl.SSLContext | None:
@@ -105,15 +123,3 @@ def tls_context(server: ServerConfig) -> ssl.SSLContext | None:
             f"server.tls_cert {server.tls_cert} and server.tls_key {server.tls_key} can not be used: {reason}"
         ) from None
     return context
-
-
-def _changed(old: Config, new: Config) -> list[str]:
-    """Return the keys that differ and can not be taken over now."""
-    return [
-        f"{table.name}.{key.name}"
-        for table in dataclasses.fields(Config)
-        for key in dataclasses.fields(getattr(new, table.name))
-        if key.init
-        and key.name not in RELOADABLE.get(table.name, ())
-        and getattr(getattr(old, table.name), key.name) != getattr(getattr(new, table.name), key.name)
-    ]

@@ -49,6 +49,8 @@ class Workers:
         self, config: Config, on_ready: Callable[[str], None] | None = None, read: Callable[[], Config] | None = None
     ) -> None:
         self._config = config
+        # What `port = 0` has become; the configuration stays as it was read, to be compared with what is read again.
+        self._port = config.server.port
         self._on_ready = on_ready
         self._read = read or (lambda: config)
         self._stop = Stop()
@@ -73,8 +75,7 @@ class Workers:
                 raise ConfigError("server.workers above 1 can not take sockets that systemd opened: remove one of both")
             holders = reserve(server.host, server.port)
             try:
-                port = holders[0].getsockname()[1]
-                self._config = replace(self._config, server=replace(server, port=port))
+                self._port = holders[0].getsockname()[1]
                 await self._serve(public_address(holders))
             finally:
                 for holder in holders:
@@ -143,8 +144,12 @@ class Workers:
             self._say(REOPEN)
             return
         for number, line in self._lines.items():
-            line.say_config(self._config, number)
+            line.say_config(self._orders(), number)
             line.say(RELOAD)
+
+    def _orders(self) -> Config:
+        """Return the configuration for the workers: all of them on one port."""
+        return replace(self._config, server=replace(self._config.server, port=self._port))
 
     def _say(self, word: str) -> None:
         for line in self._lines.values():
@@ -199,7 +204,7 @@ class Workers:
 
     async def _spawn(self, number: int) -> tuple[ParentEnd, asyncio.subprocess.Process]:
         """Return a new worker and the line to it, which is in `_lines`. Raises: OSError."""
-        line, theirs = await ParentEnd.open(self._config, number)
+        line, theirs = await ParentEnd.open(self._orders(), number)
         self._lines[number] = line
         try:
             with theirs:

@@ -125,6 +125,14 @@ async def test_what_counts_from_the_next_start_on_is_named(run_broker: RunBroker
     )
 
 
+async def test_api_keys_are_not_given_up_for_an_address_that_counts_later(run_broker: RunBroker) -> None:
+    """On this machine alone no key is needed, but what listens still does so on every address."""
+    broker = await run_broker({"server": {"host": "0.0.0.0"}, "api": {"keys": [KEY]}})
+    changes: dict[str, dict[str, Any]] = {"server": {"host": "127.0.0.1"}, "api": {"keys": []}}
+    await hang_up(broker, changes, "the configuration is not read again, the former one stays: api.keys is not set")
+    assert [await status(broker, key) for key in (KEY, "")] == [200, 401]
+
+
 async def test_tokens_of_a_random_secret_stay_good(run_broker: RunBroker) -> None:
     broker = await run_broker({"jwt": {"secret": ""}})
     async with broker.api() as api:
@@ -238,6 +246,23 @@ async def test_a_new_certificate_is_served_after_sighup_and_streams_stay(
             async with session.post(broker.base_url + "/send", json={"uid": "u", "data": "still open"}) as response:
                 assert response.status == 200
         assert (await client.next_frame()).data == "still open"
+
+
+async def test_tls_is_neither_turned_on_nor_off_while_it_runs_and_that_is_said(
+    run_broker: RunBroker, certificates: Path
+) -> None:
+    """A listener speaks TLS or does not. What else was changed with it comes into force."""
+    warning = "these keys count from the next start on: server.tls_cert, server.tls_key"
+    plain = await run_broker({"api": {"keys": [KEY]}})
+    await hang_up(plain, tls_table(certificates) | {"api": {"keys": [OTHER_KEY]}}, warning)
+    del plain.config["server"]["tls_cert"]
+    assert [await status(plain, key) for key in (KEY, OTHER_KEY)] == [401, 200]
+    secure = await run_broker(tls_table(certificates))
+    before = await handshake(secure, trusting(certificates))
+    await hang_up(secure, {"server": {"tls_cert": "", "tls_key": ""}}, warning)
+    assert await handshake(secure, trusting(certificates)) == before
+    await hang_up(secure, {}, warning)
+    assert await handshake(secure, trusting(certificates)) == before
 
 
 async def test_a_certificate_without_its_key_is_refused_and_the_old_one_served(

@@ -28,7 +28,7 @@ from tests.devices import Device
 from tests.event_client import Api, EventClient
 from tests.history import decide
 from tests.recorder import Recorder
-from tests.redis_servers import RedisServer
+from tests.redis_servers import RedisServer, make_certificate
 from tests.waiting import free_port, until
 
 # A start of several processes takes its time on a busy machine.
@@ -392,6 +392,45 @@ async def test_sighup_reopens_the_logs_of_all_and_reads_the_configuration_once(
     warning = "these keys count from the next start on: sse.heartbeat_interval"
     assert (tmp_path / "error").read_text().count(warning) == 1
     assert broker.stderr_text() == ""
+
+
+async def test_tls_that_counts_from_the_next_start_on_is_not_served_by_a_later_worker(
+    redis_server: RedisServer, run_broker: RunBroker, tmp_path: Path
+) -> None:
+    """Else some connections to the one port would find TLS and others none."""
+    make_certificate(tmp_path)
+    broker = await run_broker(tables(2), redis=redis_server)
+    await all_serve(broker, 2)
+    tls = {"tls_cert": str(tmp_path / "server.crt"), "tls_key": str(tmp_path / "server.key")}
+    changed = broker.config | {"server": broker.config["server"] | tls, "api": {"keys": [KEYS[1]]}}
+    broker.config_file.write_text(tomlkit.dumps(changed))
+    broker.process.signal(signal.SIGHUP)
+    warning = "these keys count from the next start on: server.tls_cert, server.tls_key"
+    await patiently(lambda: warning in broker.stderr_text(), what="the warning")
+    await patiently(lambda: _all_answer(broker), what="the new key everywhere")
+    first = pids(broker)
+    os.kill(min(first), signal.SIGKILL)
+    await patiently(lambda: broker.stderr_text().count(" serves, process ") == 3, what="a new worker")
+    assert await _all_answer(broker)
+
+
+async def test_a_port_that_was_chosen_is_no_change_of_the_configuration(redis_server: RedisServer) -> None:
+    """`port = 0` read again is what it was."""
+    broker = BrokerProcess(tables(2, port=0), redis=redis_server)
+    try:
+        broker.launch()
+        await patiently(lambda: "demo page" in broker.stderr_text(), what="a start")
+        for changes in ({"api": {"keys": [KEYS[0]]}}, {"server": broker.config["server"] | {"port": 1}}):
+            times = broker.stderr_text().count("the configuration was read again")
+            broker.config_file.write_text(tomlkit.dumps(broker.config | changes))
+            broker.process.signal(signal.SIGHUP)
+            await patiently(
+                lambda times=times: broker.stderr_text().count("the configuration was read again") == times + 2
+            )
+        (warning,) = [line for line in broker.stderr_text().splitlines() if "next start on" in line]
+        assert warning.endswith(": server.port")
+    finally:
+        await broker.stop()
 
 
 async def _all_answer(broker: BrokerProcess) -> bool:
