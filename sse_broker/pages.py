@@ -82,7 +82,7 @@ def _read_assets(folder: Path) -> Mapping[str, _Document]:
 @cache
 def environment(folder: Path) -> jinja2.Environment:
     """Return what renders the templates of a folder. Compiling them is what takes time, 40 ms, so it is done once however
-    many applications a process has.
+    many applications a process has: as files that do not change give one result, nobody can tell it from a new one.
     """
     return aiohttp_jinja2.setup(
         web.Application(), loader=jinja2.FileSystemLoader(folder), undefined=jinja2.StrictUndefined

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from sse_broker.errors import StartError
-from sse_broker.listener import listen, public_address
+from sse_broker.listener import adopt, listen, public_address
 
 
 @pytest.fixture
@@ -86,6 +86,29 @@ def test_connections_inherit_what_notices_a_peer_that_vanished(sockets: list[soc
         with accepted:
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 4500
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="options of Linux")
+def test_a_socket_that_was_handed_over_notices_a_peer_that_vanished_as_our_own_do(sockets: list[socket.socket]) -> None:
+    sockets.append(socket.create_server(("127.0.0.1", 0)))
+    adopt(sockets, peer_timeout_seconds=4.5)
+    (listener,) = sockets
+    with socket.create_connection(listener.getsockname(), timeout=5):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 4500
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no such sockets here")
+@pytest.mark.parametrize(("family", "kind"), [("AF_UNIX", socket.SOCK_STREAM), ("AF_INET", socket.SOCK_DGRAM)])
+def test_a_socket_of_another_kind_than_tcp_is_not_taken(
+    sockets: list[socket.socket], family: str, kind: socket.SocketKind
+) -> None:
+    sockets.append(socket.socket(getattr(socket, family), kind))
+    with pytest.raises(StartError) as caught:
+        adopt(sockets, peer_timeout_seconds=4.5)
+    assert caught.value.message == "a socket that was handed over is none of TCP: a port is needed in ListenStream="
 
 
 def test_the_address_of_an_instance_is_where_it_listens(sockets: list[socket.socket]) -> None:

@@ -135,10 +135,28 @@ async def test_sockets_that_systemd_opened_are_served(manager: Manager) -> None:
         async with Api(f"http://127.0.0.1:{port}") as api:
             answer = await api.info()
         assert answer.result["instances"][0]["address"] == f"127.0.0.1:{port}"
+        # Options are of the socket, which the program shares with this test; 22.5 s are one and a half heartbeats.
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 22_500
     finally:
         listener.close()
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+def test_a_socket_that_is_none_of_tcp_is_refused_in_one_line(tmp_path: Path) -> None:
+    """`ListenStream=` with a path instead of a port."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "broker.sock"))
+        listener.listen()
+        command = [sys.executable, "-c", BECOME_THE_PROGRAM, str(listener.fileno())]
+        result = subprocess.run(
+            command, env=_environment(), pass_fds=[listener.fileno()], capture_output=True, text=True, timeout=60
+        )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "sse-broker: a socket that was handed over is none of TCP: a port is needed in ListenStream=\n"
+    )
 
 
 def test_sockets_for_another_process_are_left_alone() -> None:
