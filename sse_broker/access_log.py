@@ -21,8 +21,8 @@ _MASKED = frozenset({"token", "data"})
 class AccessLogger(AbstractAccessLogger):
     """Write `address "method path protocol" status bytes seconds`; for `web.AppRunner(access_log_class=...)`.
 
-    Bytes are those sent, with the headers. An event stream has its line when it ends, and of its bytes only the head is
-    counted: the rest does not pass through aiohttp.
+    Bytes are those sent, with the headers. An event stream has its line as soon as it is live, since then its connection is
+    the stream's alone: bytes and seconds are those of its opening. When it ends and why is in the broker's own log.
     """
 
     __slots__ = ()

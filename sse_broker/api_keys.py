@@ -1,7 +1,7 @@
 """API keys: how one is written in the configuration, what it may do, and which one a request carries.
 
 Pure. Owns the names and scopes of keys and the look-up by digest. Must not know HTTP, nor what happens after a wrong key
-(`door`).
+(`gate`).
 """
 
 import hashlib

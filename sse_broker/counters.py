@@ -1,11 +1,11 @@
-"""What happened at the doors of this instance, as plain numbers that only grow; others export them. Pure."""
+"""What the gate of this instance refused, as plain numbers that only grow; others export them. Pure."""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class Counters:
-    """Refusals since the start of the process, by cause."""
+    """Refusals since the start of the process, by cause; and the reloads of what decides about them."""
 
     wrong_keys: int = 0
     wrong_tokens: int = 0

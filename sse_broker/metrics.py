@@ -27,11 +27,11 @@ ENDS = tuple(reason for reason in Reason if reason not in (Reason.CONNECTED, Rea
 
 
 class Metrics:
-    """Renders the metrics of one broker; `doors` are the refusals that its gate counted."""
+    """Renders the metrics of one broker; `refusals` are those that its gate counted."""
 
-    def __init__(self, broker: Broker, doors: Counters | None = None) -> None:
+    def __init__(self, broker: Broker, refusals: Counters | None = None) -> None:
         self._broker = broker
-        self._collector = _BrokerCollector(broker, doors)
+        self._collector = _BrokerCollector(broker, refusals)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
         ProcessCollector(registry=self._registry)
@@ -49,9 +49,9 @@ class Metrics:
 
 
 class _BrokerCollector(Collector):
-    def __init__(self, broker: Broker, doors: Counters | None) -> None:
+    def __init__(self, broker: Broker, refusals: Counters | None) -> None:
         self._broker = broker
-        self._doors = doors
+        self._refusals = refusals
         self.counts: tuple[int, int] | None = None
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily | InfoMetricFamily | SummaryMetricFamily]:
@@ -82,7 +82,7 @@ class _BrokerCollector(Collector):
             "loop_lag_seconds", "The longest delay of the event loop in the last minute.", broker.loop_lag_seconds
         )
         yield from self._backend()
-        yield from self._refusals()
+        yield from self._refused()
 
     def _backend(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily | SummaryMetricFamily]:
         health = self._broker.backend.health()
@@ -103,11 +103,13 @@ class _BrokerCollector(Collector):
             sum_value=health.round_trip_seconds,
         )
 
-    def _refusals(self) -> Iterable[CounterMetricFamily]:
-        if self._doors is None:
+    def _refused(self) -> Iterable[CounterMetricFamily]:
+        if self._refusals is None:
             return
-        refused = CounterMetricFamily(f"{PREFIX}door_events", "What happened at the doors, by cause.", labels=["cause"])
-        for cause, count in asdict(self._doors).items():
+        refused = CounterMetricFamily(
+            f"{PREFIX}door_events", "What was refused here, and reloads, by cause.", labels=["cause"]
+        )
+        for cause, count in asdict(self._refusals).items():
             refused.add_metric([cause], count)
         yield refused
 

@@ -172,6 +172,24 @@ async def test_opening_and_closing_a_stream_is_a_line_each(run_broker: RunBroker
     assert not [line for line in broker.stderr_text().splitlines() if line.startswith("forged")]
 
 
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_stream_is_in_the_access_log_while_it_is_open(run_broker: RunBroker, version: str) -> None:
+    """On both ways to a stream; aiohttp's handlers have that of HTTP/1.0."""
+    broker = await run_broker()
+    reader, writer = await asyncio.open_connection(broker.host, broker.port)
+    target = f"/events?device=d&token={broker.mint('u', 'd')}"
+    writer.write(f"GET {target} HTTP/{version}\r\nHost: x\r\n\r\n".encode())
+    await reader.readuntil(b"event: sys_connected")
+    line = f'"GET /events?device=d&token=*** HTTP/{version}" 200 '
+    await until(lambda: line in broker.stderr_text(), what="the line of the access log")
+    async with broker.api() as api:
+        assert (await api.info(device="d")).result["online"]
+    assert "stream closed" not in broker.stderr_text()
+    writer.close()
+    await until(lambda: "stream closed" in broker.stderr_text(), what="the end")
+    assert broker.stderr_text().count("GET /events") == 1
+
+
 async def test_it_serves_an_ipv6_address(run_broker: RunBroker) -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:
