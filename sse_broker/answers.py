@@ -1,4 +1,4 @@
-"""How the API's answers read: the JSON envelope and the results of `/info` (CONTRACT section 2). Pure."""
+"""How the API's answers read: the JSON envelope and the results of `/info` (docs/contract.md, section 2). Pure."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The description of the HTTP API for machines (OpenAPI 3.1), served at `/openapi.json`. Pure: CONTRACT sections 2 and 3 as data;
+"""The description of the HTTP API for machines (OpenAPI 3.1), served at `/openapi.json`. Pure: docs/contract.md, sections 2 and 3 as data;
 what an endpoint does is said where it is done (`web_api`, `web_events`).
 """
 

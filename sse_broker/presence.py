@@ -14,7 +14,7 @@ USER_OFFLINE = "sse_topic_user_offline"
 
 
 class Reason(StrEnum):
-    """Why a presence message was sent: the `reason` of CONTRACT section 4."""
+    """Why a presence message was sent: the `reason` of docs/contract.md, section 4."""
 
     CONNECTED = "connected"
     DEVICE_ONLINE = "device_online"
@@ -71,7 +71,7 @@ class Touch:
 
 @dataclass(frozen=True, slots=True)
 class PresenceMessage:
-    """One presence message: the channel, and the fields of its JSON (CONTRACT section 4)."""
+    """One presence message: the channel, and the fields of its JSON (docs/contract.md, section 4)."""
 
     channel: str
     uid: str

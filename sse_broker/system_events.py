@@ -1,4 +1,4 @@
-"""The broker's own events (CONTRACT section 3) as blocks. Pure."""
+"""The broker's own events (docs/contract.md, section 3) as blocks. Pure."""
 
 import json
 

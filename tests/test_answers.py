@@ -1,4 +1,4 @@
-"""How the API's answers read (CONTRACT section 2)."""
+"""How the API's answers read (docs/contract.md, section 2)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The contract of `sse_broker/backend.py`, over every backend, its part about presence: who is here, extrusion, kick,
-leaving, and the messages that announce it (CONTRACT section 4).
+leaving, and the messages that announce it (docs/contract.md, section 4).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bad bodies and parameters (CONTRACT section 7), sent to the running program on each backend: each is refused with its
+"""Bad bodies and parameters (docs/contract.md, section 7), sent to the running program on each backend: each is refused with its
 status and a sentence, whatever it costs (see `witness` for what is checked after each).
 """
 

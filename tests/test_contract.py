@@ -1,14 +1,17 @@
-"""Each promise to the outside, row by row, and the tests that show it. A row is a line; under it stand its tests, indented,
+"""Each promise to the outside (docs/contract.md), row by row, and the tests that show it. A row is a line; under it stand its tests, indented,
 as `module::test`. It fails for a row without a test and for a test that is not there.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from sse_broker.config import schema
 
 INDEX = """
 # 1. Words
@@ -456,6 +459,22 @@ def test_each_row_of_the_contract_has_tests_that_exist(row: str) -> None:
     for test in tests:
         module, _, name = test.partition("::")
         assert name in names_in(module), f"there is no {test}"
+
+
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "contract.md").read_text("utf-8")
+
+
+def test_the_document_has_the_sections_that_modules_and_tests_cite() -> None:
+    titles = [line.removeprefix("# ").partition(":")[0] for line in INDEX.splitlines() if line.startswith("# ")]
+    assert re.findall(r"^## (.+)$", DOCUMENT, re.M) == titles
+
+
+def test_the_document_names_each_key_of_the_configuration_once() -> None:
+    named = {}
+    for table, text in re.findall(r"^\| `\[(\w+)\]` \| (.+) \|$", DOCUMENT, re.M):
+        words = re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", text))
+        named[table] = words
+    assert named == {table: list(keys) for table, keys in schema().items()}
 
 
 def test_every_section_is_there() -> None:

@@ -1,4 +1,4 @@
-"""What an event stream holds, in which order, and how it ends (CONTRACT section 3), through HTTP on each backend."""
+"""What an event stream holds, in which order, and how it ends (docs/contract.md, section 3), through HTTP on each backend."""
 
 from __future__ import annotations
 

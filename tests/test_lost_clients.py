@@ -1,4 +1,4 @@
-"""Clients that fail on the embedded backend (CONTRACT section 7): one that reads nothing, one that vanishes. Those of a
+"""Clients that fail on the embedded backend (docs/contract.md, section 7): one that reads nothing, one that vanishes. Those of a
 cluster: test_client_faults.
 """
 

@@ -1,4 +1,4 @@
-"""Devices' ids and presence messages (CONTRACT sections 1 and 4)."""
+"""Devices' ids and presence messages (docs/contract.md, sections 1 and 4)."""
 
 from __future__ import annotations
 

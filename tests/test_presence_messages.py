@@ -1,4 +1,4 @@
-"""Presence messages on Redis pub/sub (CONTRACT section 4), heard by a plain subscriber while clients come and go."""
+"""Presence messages on Redis pub/sub (docs/contract.md, section 4), heard by a plain subscriber while clients come and go."""
 
 from __future__ import annotations
 

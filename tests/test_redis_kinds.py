@@ -1,4 +1,4 @@
-"""The `[redis]` table (CONTRACT section 5): two brokers on every kind of Redis that it can name, tried from end to end."""
+"""The `[redis]` table (docs/contract.md, section 5): two brokers on every kind of Redis that it can name, tried from end to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The broker's own events, byte for byte as a client gets them (CONTRACT section 3)."""
+"""The broker's own events, byte for byte as a client gets them (docs/contract.md, section 3)."""
 
 from __future__ import annotations
 

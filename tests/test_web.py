@@ -1,4 +1,4 @@
-"""The endpoints through HTTP (CONTRACT section 2): each way of giving parameters, answers, statuses and messages."""
+"""The endpoints through HTTP (docs/contract.md, section 2): each way of giving parameters, answers, statuses and messages."""
 
 from __future__ import annotations
 

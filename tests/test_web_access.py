@@ -1,4 +1,4 @@
-"""Who may ask, from where, and as whom (CONTRACT section 5): API keys, origins, trusted proxies, through HTTP."""
+"""Who may ask, from where, and as whom (docs/contract.md, section 5): API keys, origins, trusted proxies, through HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/info` through HTTP (CONTRACT section 2): users, devices, instances and the cluster, online and off, on each backend."""
+"""`/info` through HTTP (docs/contract.md, section 2): users, devices, instances and the cluster, online and off, on each backend."""
 
 from __future__ import annotations
 

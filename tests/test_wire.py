@@ -1,4 +1,4 @@
-"""What goes over the wire (contract, sections 3 and 7): any text arrives as it was sent, its line ends apart, or is refused.
+"""What goes over the wire (docs/contract.md, sections 3 and 7): any text arrives as it was sent, its line ends apart, or is refused.
 
 Five readers that share no code with the broker, nor with each other, read the same frames: this project's strict parser over
 HTTP/1.1 and over HTTP/1.0, httpx-sse, aiohttp-sse-client2, and Chromium's own EventSource. Lines are judged as the standard
