@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -211,16 +210,6 @@ async def test_it_serves_an_ipv6_address(run_broker: RunBroker) -> None:
         broker.assert_clean_output()
     finally:
         await broker.discard()
-
-
-def test_a_process_that_may_open_hardly_any_file_does_not_start_and_says_why() -> None:
-    program = (sys.executable, "-X", "dev", "-m", "sse_broker", "--port", "0")
-    command = ["sh", "-c", 'ulimit -n 150; exec "$@"', "sh", *program]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 1
-    assert result.stderr == (
-        "sse-broker: only 150 files may be open, and 200 are needed beside those of streams: ulimit -n\n"
-    )
 
 
 def test_the_backend_follows_the_configuration() -> None:
