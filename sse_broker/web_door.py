@@ -10,16 +10,13 @@ a request, and where it ends, has one answer on both ways; nothing else here rea
 import asyncio
 import logging
 import time
-import types
-from collections.abc import Callable, Coroutine, Generator
-from email.utils import formatdate
-from http import HTTPStatus
+from collections.abc import Callable
 from typing import Any
 
-from aiohttp.http import SERVER_SOFTWARE, HttpProcessingError, HttpRequestParser
+from aiohttp.http import HttpProcessingError, HttpRequestParser
 
-from sse_broker import answers
 from sse_broker.access_log import AccessLogger, masked
+from sse_broker.at_once import run_at_once
 from sse_broker.errors import BrokerError
 from sse_broker.presence import Reason
 from sse_broker.turns import Turns
@@ -28,6 +25,7 @@ from sse_broker.web_api import ENDPOINTS, Answer, Api, Head, answer, cors, failu
 from sse_broker.web_events import ALLOW, STREAM_HEADERS, joined_stream
 from sse_broker.web_heads import EVENTS, HEAD_END, KnownHeads, PlainHead, plain_head
 from sse_broker.web_params import body_values
+from sse_broker.web_responses import ResponseHeads
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +35,6 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_BEHIND_BYTES = 64 * 1024
 # Streams that are opened in one turn of the loop: about 3 ms.
 OPENINGS_PER_TURN = 16
-
-
-def _lines(headers: dict[str, str]) -> bytes:
-    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode()
-
-
-PLAIN_LINES = _lines(answers.HEADERS)
-PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class Hall:
@@ -59,24 +49,15 @@ class Hall:
         self.doors: set[Door] = set()
         self.works: set[asyncio.Task[None]] = set()
         self.heads = KnownHeads()
+        self.responses = ResponseHeads()
         self.openings = Turns(asyncio.get_running_loop(), OPENINGS_PER_TURN)
         self.max_body_bytes = min(MAX_BODY_BYTES, server.max_body_bytes)
         self._access = AccessLogger.trusting(server.trusted_networks)(logging.getLogger("aiohttp.access"), "")
-        self._head_second = 0
-        self._head_end = b""
 
     def own(self, work: "asyncio.Task[None]") -> None:
         """Keep a task until its end."""
         self.works.add(work)
         work.add_done_callback(self.works.discard)
-
-    def head_end(self) -> bytes:
-        """Return the last lines of a response's head, with the time (RFC 9110, section 6.6.1); made once a second."""
-        second = int(time.time())
-        if second != self._head_second:
-            self._head_second = second
-            self._head_end = f"Date: {formatdate(second, usegmt=True)}\r\nServer: {SERVER_SOFTWARE}\r\n".encode()
-        return self._head_end
 
     def log_access(self, head: Head, status: int, sent_bytes: int, started: float) -> None:
         """Write the access log's line for a request that began at `started` on the performance counter."""
@@ -213,7 +194,7 @@ class Door(asyncio.Protocol):
         try:
             # A set of keys may have to be fetched, with deadlines, which want a task around them.
             at_once = self._hall.api.jwks is None
-            self.work = _run_at_once(work, self._loop) if at_once else self._loop.create_task(work)
+            self.work = run_at_once(work, self._loop) if at_once else self._loop.create_task(work)
         except Exception:
             log.exception("a request failed")
             transport.abort()
@@ -267,7 +248,7 @@ class Door(asyncio.Protocol):
         self._forget()
         transport.set_protocol(stream)  # type: ignore[arg-type]  # a protocol by duck typing
         transport.resume_reading()
-        response = self._response_head(200, STREAM_HEADERS | headers | {"Transfer-Encoding": "chunked"})
+        response = self._hall.responses.head(200, STREAM_HEADERS | headers | {"Transfer-Encoding": "chunked"})
         try:
             await api.broker.run(stream, transport, opening.joined, opening.last_id, response)
         except BaseException:
@@ -279,7 +260,7 @@ class Door(asyncio.Protocol):
 
     def _write(self, head: Head, result: Answer, started: float, close: bool) -> None:
         close = close or self._closing
-        data = self._response_head(result.status, result.headers, len(result.body), close) + result.body
+        data = self._hall.responses.head(result.status, result.headers, len(result.body), close) + result.body
         transport = self._transport
         if transport is not None:
             transport.write(data)
@@ -287,16 +268,6 @@ class Door(asyncio.Protocol):
                 self._closing = True
                 transport.close()
         self._hall.log_access(head, result.status, len(data), started)
-
-    def _response_head(
-        self, status: int, headers: dict[str, str], length: int | None = None, close: bool = False
-    ) -> bytes:
-        # The headers of every answer that no page of another site asked for are joined once.
-        lines = PLAIN_LINES if headers is answers.HEADERS else _lines(headers)
-        start = b"HTTP/1.1 %d %b\r\n%b" % (status, PHRASES[status], lines)
-        if length is not None:
-            start += b"Content-Length: %d\r\n" % length
-        return start + self._hall.head_end() + (b"Connection: close\r\n\r\n" if close else b"\r\n")
 
     # --- the end ---
 
@@ -356,35 +327,3 @@ class _Body:
         if not self._body:
             return {}
         return body_values(self._body, self._head.kind, None, self._head.kind)
-
-
-def _run_at_once(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None] | None":
-    """Run a coroutine now; the rest of it in a task if it has to wait. A task from the start would cost 13 µs and a turn of
-    the loop; from Python 3.12 on, tasks can do this themselves.
-
-    Before its first wait the coroutine has no current task, so it can not use `asyncio.timeout` there.
-    """
-    try:
-        waits_for = work.send(None)
-    except StopIteration:
-        return None
-    return loop.create_task(_rest_of(work, waits_for))
-
-
-async def _rest_of(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
-    """Be a coroutine for `create_task`, which from Python 3.12 on takes no generator."""
-    await _rest(work, waits_for)
-
-
-@types.coroutine
-def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    while True:
-        try:
-            try:
-                yield waits_for
-            except BaseException as error:
-                waits_for = work.throw(error)
-            else:
-                waits_for = work.send(None)
-        except StopIteration:
-            return
