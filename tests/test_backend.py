@@ -14,7 +14,9 @@ import pytest
 from sse_broker.backend import PAGE_FRAMES
 from sse_broker.envelope import FrameEnvelope
 from sse_broker.frame import MAX_ID, Frame
+from sse_broker.memory import MemoryBackend
 from sse_broker.presence import device_id_of
+from sse_broker.redis_keys import shard_key
 from sse_broker.target import Message, Target
 from tests.backends import Site
 from tests.waiting import until
@@ -47,8 +49,19 @@ async def test_ids_rise_when_the_clock_goes_back(site: Site) -> None:
     node = await site.node()
     before = await node.send()
     await site.clock_goes_back(3600)
+    given = await last_given(site)
     after = [(await node.send()).id for _ in range(3)]
     assert [before.id, *after] == sorted({before.id, *after})
+    assert [given, *after] == sorted({given, *after})
+
+
+async def last_given(site: Site) -> int:
+    """Return the last id that was given, as the backend keeps it."""
+    if site.servers is not None:
+        return int(await site.raw.get(shard_key("id")))
+    backend = site.nodes[-1].backend
+    assert isinstance(backend, MemoryBackend)
+    return backend._last_id
 
 
 async def test_ids_rise_over_a_restart_of_the_broker(site: Site) -> None:
