@@ -14,6 +14,7 @@ from sse_broker.clock import local_text
 from sse_broker.envelope import EndEnvelope
 from sse_broker.errors import Unauthorized
 from sse_broker.presence import Reason, device_id_of
+from sse_broker.redis_keys import shard_key
 from tests.backends import Site
 from tests.waiting import until
 
@@ -258,6 +259,9 @@ async def test_the_token_of_a_kicked_device_is_refused_and_another_is_not(site: 
     until_then = {"token_expires_at": time.time() + 600}
     await node.join("one", "ann", token_digest="first", **until_then)
     await node.kick(names=["one"])
+    if site.servers is not None:
+        left_ms = await site.raw.pttl(shard_key("revoked:first"))
+        assert 590_000 < left_ms <= 600_000, "refused until the token expires"
     with pytest.raises(Unauthorized, match="kicked"):
         await node.join("one", "ann", token_digest="first", **until_then)
     with pytest.raises(Unauthorized):
