@@ -109,5 +109,24 @@ async def test_every_listener_hears_every_message_in_order(node: Node) -> None:
     assert [message.channel for message in heard[0]] == [DEVICE_ONLINE, USER_ONLINE, DEVICE_OFFLINE, USER_OFFLINE]
 
 
+async def test_who_hears_a_message_finds_that_it_is_so_already(node: Node) -> None:
+    """Online follows registration, offline follows removal: of the device, and of its user."""
+    one = backend(node)
+    seen: list[tuple[str, bool, bool]] = []
+
+    def look(message: PresenceMessage) -> None:
+        seen.append((message.channel, message.device_id in one._presences, message.uid in one._user_devices))
+
+    one.listeners.append(look)
+    device = await node.join("a", "ann")
+    node.leave(device)
+    assert seen == [
+        (DEVICE_ONLINE, True, True),
+        (USER_ONLINE, True, True),
+        (DEVICE_OFFLINE, False, False),
+        (USER_OFFLINE, False, False),
+    ]
+
+
 async def test_a_backend_that_was_not_started_lists_no_instance(clock: Clock) -> None:
     assert await MemoryBackend(max_frames=5, expire_seconds=60, clock=clock).instances() == []
