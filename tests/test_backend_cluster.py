@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -69,16 +70,20 @@ async def test_what_was_missed_on_one_instance_is_replayed_on_another(shared_sit
 
 @pytest.mark.core
 async def test_nothing_falls_between_replay_and_bus_when_a_device_changes_instances(shared_site: Site) -> None:
-    nodes = [await shared_site.node(max_frames=1000) for _ in range(2)]
+    nodes = [await shared_site.node(max_frames=10_000) for _ in range(2)]
     start = (await nodes[0].send("start")).id
     sent: list[int] = []
     seen: list[int] = []
+    wandering = True
 
     async def sender(node: Node) -> None:
-        for at in range(40):
-            sent.append((await node.send("x", **({"names": ["a"]}, {"users": ["ann"]}, {})[at % 3])).id)
+        for target in itertools.cycle(({"names": ["a"]}, {"users": ["ann"]}, {})):
+            if not wandering:
+                return
+            sent.append((await node.send("x", **target)).id)
 
     async def wanderer() -> None:
+        nonlocal wandering
         last = start
         for at in range(12):
             node = nodes[at % 2]
@@ -86,15 +91,19 @@ async def test_nothing_falls_between_replay_and_bus_when_a_device_changes_instan
             joined = await node.open(device, last)
             frames, gap = await node.replay(device, last, joined.page)
             assert not gap
-            replayed = [frame.id for frame in frames if frame.id <= joined.id]
-            await asyncio.sleep(0)
-            live = [frame.id for frame in node.heard(device) if frame.id > joined.id and frame.id > last]
-            seen.extend([*replayed, *live])
-            last = max([last, joined.id, *live])
+            seen.extend(frame.id for frame in frames if frame.id <= joined.id)
+            after = max(last, joined.id)
+            live = await until(
+                lambda node=node, device=device, after=after: [f.id for f in node.heard(device) if f.id > after],
+                what="a frame on the bus",
+            )
+            seen.extend(live)
+            last = live[-1]
+        wandering = False
 
     await asyncio.gather(*(sender(node) for node in nodes), wanderer())
     node = nodes[0]
-    frames, _ = await node.replay(node.device("a", "ann"), seen[-1] if seen else start)
+    frames, _ = await node.replay(node.device("a", "ann"), seen[-1])
     assert [*seen, *(frame.id for frame in frames)] == sorted(sent), "each once, in order"
 
 
@@ -112,7 +121,9 @@ async def test_ids_rise_over_a_flush_and_a_clock_that_is_behind(shared_site: Sit
     one, two = await shared_site.node(), await shared_site.node()
     await one.send()
     await shared_site.clock_goes_back(3600)
+    given = int(await shared_site.raw.get(shard_key("id")))
     before = await one.send()
+    assert before.id > given
     await until(lambda: before.id in [envelope.frame.id for envelope in two.frames], what="the frame on the other")
     assert shared_site.servers is not None
     await shared_site.servers.flush()
@@ -233,7 +244,8 @@ async def test_an_instance_that_closes_is_listed_no_more_and_gets_no_inbox(share
 
 @pytest.mark.core
 async def test_an_instance_that_dies_without_a_word_is_cleared_once_by_the_others(shared_site: Site) -> None:
-    nodes = [await shared_site.node(heartbeat_seconds=0.4) for _ in range(3)]
+    # So long that what a busy machine adds is little against it.
+    nodes = [await shared_site.node(heartbeat_seconds=2) for _ in range(3)]
     dead = nodes[0]
     devices = [await dead.join(f"d{number}", f"u{number % 2}") for number in range(5)]
     await nodes[1].join("stays", "u1")
@@ -245,8 +257,8 @@ async def test_an_instance_that_dies_without_a_word_is_cleared_once_by_the_other
     async def cleared() -> bool:
         return len(await nodes[1].backend.instances()) == 2 and await nodes[1].backend.counts() == (1, 1)
 
-    await until(cleared, what="the clearing")
-    assert time.monotonic() - began < 3 * 0.4 + 1, "within three heartbeat intervals, and a second for a busy machine"
+    await until(cleared, seconds=20, what="the clearing")
+    assert time.monotonic() - began < 3 * 2 + 0.5, "within three heartbeat intervals, and a little for a busy machine"
     changes = await shared_site.changes()
     assert {(reason, payload) for *_, reason, payload in changes} == {("instance_clear", dead.instance.address)}
     assert sorted(name for channel, name, *_ in changes if channel == "device_offline") == [

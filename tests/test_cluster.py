@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from sse_broker.cluster import GRACE_HEARTBEATS, ODD_BEATS, Beat, Cluster
+from sse_broker.cluster import Beat, Cluster
 from sse_broker.errors import Unavailable
 from sse_broker.presence import Device
 from tests.recording import make_device
@@ -151,9 +151,9 @@ async def test_who_had_trouble_itself_judges_nobody_for_a_while(start: Start) ->
     await members.some_beats(2)
     members.answer = replace(WELL, dead=("one",))
     members.away = False
-    back = time.monotonic()
+    failed_at, _ = members.beats[-1]
     await until(lambda: members.calls, what="the clearing in the end")
-    assert time.monotonic() - back > (GRACE_HEARTBEATS - 1) * HEARTBEAT
+    assert time.monotonic() - failed_at > 2 * HEARTBEAT
     assert members.calls[0] == ("clear", "one")
 
 
@@ -229,7 +229,7 @@ async def test_both_sides_are_compared_when_their_numbers_differ_for_some_beats(
     await start(members)
     await until(lambda: members.calls, what="the comparison")
     assert members.calls[0] == ("compare", members.devices)
-    assert len(members.beats) >= 1 + ODD_BEATS
+    assert len(members.beats) >= 4, "that of the start, and three more"
 
 
 async def test_numbers_that_differ_now_and_then_are_no_reason(start: Start) -> None:

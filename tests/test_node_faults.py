@@ -14,8 +14,8 @@ from tests.history import Heard
 from tests.lifetimes import started
 from tests.waiting import until
 
-# What a busy machine may add to the times that are promised.
-SLACK_SECONDS = 2.5
+# What a busy machine may add to the three heartbeats that are promised: less than half of one.
+SLACK_SECONDS = 0.6
 
 
 @pytest.fixture(scope="module")
