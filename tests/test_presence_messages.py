@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from tests.event_client import EventClient
 from tests.redis_servers import RedisServer
@@ -21,6 +22,7 @@ from tests.waiting import until
 DEVICE_ONLINE, DEVICE_OFFLINE = "sse_topic_device_online", "sse_topic_device_offline"
 USER_ONLINE, USER_OFFLINE = "sse_topic_user_online", "sse_topic_user_offline"
 CHANNELS = (DEVICE_ONLINE, DEVICE_OFFLINE, USER_ONLINE, USER_OFFLINE)
+MARK = "tests_mark"
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,17 @@ class Heard:
 class Listener:
     """Hears every presence message, in order, and checks the form of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, redis: Redis) -> None:
         self.heard: list[Heard] = []
-        self._passed = 0
+        self._redis = redis
+        self._passed = self._marks = self._seen_marks = 0
 
     async def run(self, messages: AsyncIterator[dict[str, Any]]) -> None:
         async for message in messages:
             if message["type"] != "message":
+                continue
+            if message["channel"] == MARK:
+                self._seen_marks += 1
                 continue
             told = json.loads(message["data"])
             assert set(told) == {"uid", "device_id", "device_name", "trigger_time", "reason", "payload"}
@@ -60,18 +66,23 @@ class Listener:
         self._passed += count
         return self.heard[self._passed - count : self._passed]
 
-    def assert_no_more(self) -> None:
-        """Check that nothing came that was not asked for."""
+    async def assert_no_more(self, *brokers: ServedBroker) -> None:
+        """Check that nothing came that was not asked for, also behind what these brokers, which still run, have to say."""
+        for broker in brokers:
+            assert (await broker.api.info()).status == 200  # behind every leave
+        await self._redis.publish(MARK, "")
+        self._marks += 1
+        await until(lambda: self._seen_marks == self._marks, what="the mark on the subscription")
         assert self.heard[self._passed :] == []
 
 
 @pytest.fixture
 async def listener(redis_server: RedisServer) -> AsyncIterator[Listener]:
     """A subscriber of all four channels."""
-    listener = Listener()
     async with redis_server.client() as redis, redis.pubsub() as subscription:
-        await subscription.subscribe(*CHANNELS)
-        for _ in CHANNELS:
+        listener = Listener(redis)
+        await subscription.subscribe(*CHANNELS, MARK)
+        for _ in (*CHANNELS, MARK):
             await subscription.get_message(timeout=5)
         task = asyncio.create_task(listener.run(subscription.listen()))
         yield listener
@@ -101,7 +112,7 @@ async def test_coming_and_going_is_announced_once(serve_on_redis: Serve, listene
         Heard(USER_OFFLINE, uid, device, "disconnect", ""),
     ]
     await broker.stop()
-    listener.assert_no_more()
+    await listener.assert_no_more()
 
 
 async def test_a_user_is_online_from_the_first_device_to_the_last(serve_on_redis: Serve, listener: Listener) -> None:
@@ -117,7 +128,7 @@ async def test_a_user_is_online_from_the_first_device_to_the_last(serve_on_redis
         Heard(DEVICE_OFFLINE, "anna", "second", "disconnect", ""),
         Heard(USER_OFFLINE, "anna", "second", "disconnect", ""),
     ]
-    listener.assert_no_more()
+    await listener.assert_no_more(one, two)
 
 
 async def test_online_follows_registration_and_offline_follows_removal(
@@ -151,7 +162,7 @@ async def test_extrusion_of_the_only_device_tells_no_user_message(serve_on_redis
     await listener.next(2)
     await one.stop()
     await two.stop()
-    listener.assert_no_more()
+    await listener.assert_no_more()
 
 
 async def test_a_device_that_changes_its_user_tells_of_both(serve_on_redis: Serve, listener: Listener) -> None:
@@ -166,7 +177,7 @@ async def test_a_device_that_changes_its_user_tells_of_both(serve_on_redis: Serv
         ]
     await listener.next(2)
     await older.close()
-    listener.assert_no_more()
+    await listener.assert_no_more(broker)
 
 
 async def test_a_kick_is_announced_with_its_data(serve_on_redis: Serve, listener: Listener) -> None:
@@ -180,7 +191,7 @@ async def test_a_kick_is_announced_with_its_data(serve_on_redis: Serve, listener
     await client.wait_closed()
     await client.close()
     await one.stop()
-    listener.assert_no_more()
+    await listener.assert_no_more(two)
 
 
 async def test_an_instance_that_closes_tells_of_each_device(serve_on_redis: Serve, listener: Listener) -> None:
@@ -192,7 +203,7 @@ async def test_an_instance_that_closes_tells_of_each_device(serve_on_redis: Serv
     gone = {Heard(DEVICE_OFFLINE, "anna", device, "instance_close", broker.address) for device in "12"}
     assert set(heard[:2]) == gone
     assert heard[2] == Heard(USER_OFFLINE, "anna", heard[1].device, "instance_close", broker.address)
-    listener.assert_no_more()
+    await listener.assert_no_more(other)
     for client in clients:
         await client.close()
 
@@ -210,7 +221,7 @@ async def test_a_client_that_does_not_read_is_announced_as_failed(serve_on_redis
         Heard(USER_OFFLINE, "u", "d", "heartbeat_fail", ""),
     ]
     await client.close()
-    listener.assert_no_more()
+    await listener.assert_no_more(broker)
 
 
 async def test_many_changes_of_one_device_are_told_in_order(serve_on_redis: Serve, listener: Listener) -> None:
@@ -253,7 +264,7 @@ async def test_who_is_refused_while_redis_is_away_is_no_news_when_its_data_is_lo
     assert (await away.api.send("hello", uid="ann")).result == 1
     await stays.wait_for(lambda event: event.data == "hello")
     assert [event.event for event in stays.system] == ["sys_connected", "sys_replay_gap"]
-    listener.assert_no_more()
+    await listener.assert_no_more(home, away)
     await stays.close()
 
 
