@@ -649,15 +649,17 @@ BREAKINGS: list[tuple[Callable[[History, random.Random], bool], set[str]]] = [
 
 
 @pytest.mark.parametrize(("breaking", "kinds"), BREAKINGS, ids=lambda value: getattr(value, "__name__", ""))
-@given(seed=st.integers(0, 10**9))
-@settings(max_examples=40, deadline=None)
 def test_an_ideal_run_with_one_thing_broken_is_never_good(
-    breaking: Callable[[History, random.Random], bool], kinds: set[str], seed: int
+    breaking: Callable[[History, random.Random], bool], kinds: set[str]
 ) -> None:
-    history = Ideal(seed).run(60)
-    if breaking(history, random.Random(seed)):
-        found = {finding.kind for finding in decide(history)}
-        assert found & kinds, f"found only {found}"
+    broken = 0
+    for seed in random.SystemRandom().sample(range(10**9), 60):
+        history = Ideal(seed).run(60)
+        if breaking(history, random.Random(seed)):
+            broken += 1
+            found = {finding.kind for finding in decide(history)}
+            assert found & kinds, f"seed {seed}: found only {found}"
+    assert broken > 20, "most runs have what is broken here"
 
 
 def test_a_frame_with_two_ids_is_found_in_any_run() -> None:
