@@ -36,8 +36,13 @@ def client_address(peer: object, headers: Headers, trusted: Sequence[Network]) -
 def client_host(peer: object, headers: Headers, trusted: Sequence[Network]) -> str:
     """Return the client's address without a port, by which it is limited; as cheap as can be where no proxy is trusted."""
     if not trusted:
-        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        return peer_host(peer)
     return _plain(client_address(peer, headers, trusted))
+
+
+def peer_host(peer: object) -> str:
+    """Return the address of a connection's other end as sockets name it, IPv4 in its own spelling; empty text for none."""
+    return _host_and_port(peer)[0]
 
 
 def join_host_port(host: str, port: int) -> str:

@@ -58,6 +58,8 @@ def _bind(host: str, port: int, peer_timeout_seconds: float, share_port: bool) -
             sock = socket.socket(family, kind, protocol)
             sockets.append(sock)
             _set_options(sock, peer_timeout_seconds, share_port)
+            if family == socket.AF_INET6:  # `::` is every address, of IPv4 too, whatever the system's default
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
             chosen = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
             sock.bind((address[0], chosen, *address[2:]))
     except OSError as error:
@@ -76,7 +78,7 @@ def public_address(sockets: list[socket.socket]) -> str:
     """Return `ip:port` under which this instance is known: the address that others would reach it by."""
     host, port = sockets[0].getsockname()[:2]
     if host in ("0.0.0.0", "::"):
-        host = _outward_address(sockets[0].family) or socket.gethostname()
+        host = _outward_address(sockets[0].family) or _outward_address(socket.AF_INET) or socket.gethostname()
     return join_host_port(host, port)
 
 
@@ -85,8 +87,6 @@ def _set_options(sock: socket.socket, peer_timeout_seconds: float, share_port: b
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if share_port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     _notice_vanished_peers(sock, peer_timeout_seconds)
 
 

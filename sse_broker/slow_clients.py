@@ -9,7 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from sse_broker.client_address import Network, is_trusted
+from sse_broker.client_address import Network, is_trusted, peer_host
 from sse_broker.gate import Gate
 from sse_broker.http_server import HttpServer
 
@@ -24,9 +24,8 @@ class _Connection:
     __slots__ = ("host", "progress", "since", "transport", "waits_for")
 
     def __init__(self, transport: asyncio.Transport, waits_for: str, progress: int) -> None:
-        peer = transport.get_extra_info("peername")
         self.transport = transport
-        self.host = str(peer[0]) if isinstance(peer, tuple) else ""
+        self.host = peer_host(transport.get_extra_info("peername"))
         self.waits_for = waits_for
         self.progress = progress
         self.since = 0.0

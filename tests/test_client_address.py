@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from sse_broker.client_address import client_address, join_host_port
+from sse_broker.client_address import client_address, client_host, join_host_port
 
 PROXY = ("10.0.0.1", 5555)
 TRUSTED = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
@@ -128,3 +128,17 @@ def test_host_and_port_are_joined_with_brackets_around_ipv6_only() -> None:
     assert join_host_port("127.0.0.1", 80) == "127.0.0.1:80"
     assert join_host_port("::1", 80) == "[::1]:80"
     assert join_host_port("broker.example", 80) == "broker.example:80"
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        (("192.0.2.1", 5), "192.0.2.1"),
+        (("2001:db8::1", 5, 0, 0), "2001:db8::1"),
+        (("::ffff:192.0.2.1", 5, 0, 0), "192.0.2.1"),
+        (None, ""),
+    ],
+)
+def test_who_is_limited_is_called_by_one_name_whatever_the_listening_socket(peer: object, host: str) -> None:
+    """Else all IPv4 clients of an IPv6 socket would be one: they share the first half of their address."""
+    assert client_host(peer, CIMultiDict(), ()) == host

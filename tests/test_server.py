@@ -21,6 +21,7 @@ from sse_broker.memory import MemoryBackend
 from sse_broker.redis_backend import RedisBackend
 from sse_broker.server import make_backend, tls_context
 from tests.broker_process import BrokerProcess
+from tests.event_client import Api, EventClient
 from tests.raw_http import RawConnection, request_bytes
 from tests.redis_servers import RedisServer, make_certificate
 from tests.served import make_config
@@ -187,6 +188,18 @@ async def test_a_stream_is_in_the_access_log_while_it_is_open(run_broker: RunBro
     writer.close()
     await until(lambda: "stream closed" in broker.stderr_text(), what="the end")
     assert broker.stderr_text().count("GET /events") == 1
+
+
+async def test_on_the_ipv6_address_for_all_it_serves_ipv4_too(run_broker: RunBroker) -> None:
+    """And calls such clients by their IPv4 address, also where they are counted."""
+    broker = await run_broker({"server": {"host": "::"}, "api": {"allow_anonymous": True}})
+    base_url = f"http://127.0.0.1:{broker.port}"
+    client = EventClient(base_url, token=broker.mint("u", "d"), device="d")
+    async with client, Api(base_url) as api:
+        (device,) = (await api.info(uid="u")).result["devices"]
+        assert device["device_address"] == client.address
+        assert client.address.startswith("127.0.0.1:")
+        assert client.events[0].data == client.address
 
 
 async def test_it_serves_an_ipv6_address(run_broker: RunBroker) -> None:
