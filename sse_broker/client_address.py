@@ -26,7 +26,7 @@ def client_address(peer: object, headers: Headers, trusted: Sequence[Network]) -
     add a line of their own. `X-Real-IP` counts without it. A proxy seldom says the port.
     """
     host, port = _host_and_port(peer)
-    if not host or not is_trusted(host, trusted):
+    if not trusted or not host or not is_trusted(host, trusted):
         return join_host_port(host, port) if host else ""
     hops = ",".join(headers.getall("X-Forwarded-For", ())).split(",")
     real_ips = headers.getall("X-Real-IP", ("",))
@@ -36,7 +36,7 @@ def client_address(peer: object, headers: Headers, trusted: Sequence[Network]) -
 def client_host(peer: object, headers: Headers, trusted: Sequence[Network]) -> str:
     """Return the client's address without a port, by which it is limited; as cheap as can be where no proxy is trusted."""
     if not trusted:
-        return peer_host(peer)
+        return str(peer[0]) if isinstance(peer, tuple) and len(peer) == 2 else peer_host(peer)
     return _plain(client_address(peer, headers, trusted))
 
 

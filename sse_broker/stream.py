@@ -9,10 +9,15 @@ instead of a parked request handler, and tells it at once when its client is gon
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from sse_broker.frame import END_OF_CHUNKS, HEARTBEAT, Block, Frame
 from sse_broker.presence import Device, Reason
+
+# For how many heartbeats' looks, two in an interval, a client that is taking a frame beyond the bound may seem to take nothing: a
+# kernel takes more only once a third of its own buffer is free.
+GREAT_FRAME_LOOKS = 4
 
 
 class Transport(Protocol):
@@ -43,6 +48,7 @@ class Stream:
         "_max_buffer_bytes",
         "_on_lost",
         "_on_writable",
+        "_over",
         "_paused",
         "_transport",
         "active",
@@ -61,6 +67,8 @@ class Stream:
         self.device = device
         self.live = False
         self.ended = False
+        # What waited when it was last less, and for how many looks that may stay so; only while it is more than the bound.
+        self._over: tuple[int, int] | None = None
         self.last_id = 0
         self.asked_id = 0
         self.floor_id = 0
@@ -215,8 +223,23 @@ class Stream:
         return True
 
     def heartbeat(self) -> None:
-        """Write the comment line that keeps a silent stream open."""
-        self.write_block(HEARTBEAT)
+        """Write the comment line that keeps a silent stream open; not to one that is busy taking a frame beyond the bound."""
+        if not self._takes_a_great_frame():
+            self.write_block(HEARTBEAT)
+
+    def _takes_a_great_frame(self) -> bool:
+        """Whether more than the bound waits, and less than some looks ago. One frame may pass the bound, by seven times if it is all
+        line breaks: a slow client that is given up on its way would never get beyond it.
+        """
+        before, self._over = self._over, None
+        with suppress(Exception):  # of a transport that fails; so will the write
+            backlog = self.backlog_bytes
+            if backlog > self._max_buffer_bytes:
+                if before is None or backlog < before[0]:
+                    self._over = backlog, GREAT_FRAME_LOOKS
+                elif before[1] > 1:
+                    self._over = before[0], before[1] - 1
+        return self._over is not None
 
     @property
     def gone(self) -> bool:

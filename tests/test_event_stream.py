@@ -312,6 +312,30 @@ async def test_a_client_that_does_not_read_is_closed_at_the_bound(serve_embedded
         assert bound / 2 < most < bound + 2 * len(text)
 
 
+async def test_a_client_that_slowly_takes_a_frame_far_beyond_the_bound_has_it(serve_embedded: Serve) -> None:
+    """Line breaks alone make seven bytes of one; heartbeats fall due on the way."""
+    interval, size = 1, 2 * 1024 * 1024
+    tables = {"sse": {"heartbeat_interval": interval, "max_buffer_bytes": size}, "server": {"max_body_bytes": size}}
+    broker = await serve_embedded(tables)
+    async with broker.client("u", "d", receive_buffer_bytes=65_536) as client:
+        client.stop_reading()
+        await send(broker, text := "\n" * 1_000_000, uid="u")
+        stream = broker.broker.registry.device(device_id_of("d"))
+        assert stream is not None
+        assert stream.backlog_bytes > size
+        began = time.monotonic()
+        while not client.frames:
+            client.resume_reading()
+            for _ in range(2):  # it takes a turn of the loop until it reads
+                await asyncio.sleep(0)
+            client.stop_reading()
+            await asyncio.sleep(interval / 20)
+            assert not stream.ended, (time.monotonic() - began, stream.failure)
+        client.resume_reading()
+        assert client.frames[0].data == text
+        assert time.monotonic() - began > 2 * interval
+
+
 # --- ends ---
 
 

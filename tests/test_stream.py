@@ -8,6 +8,7 @@ import pytest
 
 from sse_broker.frame import END_OF_CHUNKS, HEARTBEAT, Frame
 from sse_broker.presence import Reason
+from sse_broker.stream import GREAT_FRAME_LOOKS
 from sse_broker.system_events import connected, end, replay_gap
 from tests.recording import ADDRESS, OpenStream, RecordingTransport, frames, make_stream
 
@@ -317,6 +318,27 @@ def test_the_owner_is_told_the_reason_that_came_first(reason: Reason) -> None:
     assert not one.stream.gone, "the transport is still there"
     one.stream.connection_lost(None)
     assert one.lost == [reason]
+
+
+def test_a_client_that_takes_a_frame_beyond_the_bound_is_given_up_when_it_takes_no_more_of_it() -> None:
+    one = OpenStream()
+    for backlog in (5000, 4000, 4000, 4000, 4000, 1001, *[1001] * (GREAT_FRAME_LOOKS - 1)):
+        one.transport.buffered = backlog
+        one.stream.heartbeat()
+        assert one.transport.calls == [], "it takes some, now and then"
+    assert one.transport.writes == [], "it is not silent"
+    one.stream.heartbeat()
+    assert one.transport.calls == ["abort"]
+    assert one.stream.end_reason is Reason.HEARTBEAT_FAIL
+
+
+def test_after_a_frame_beyond_the_bound_heartbeats_go_on() -> None:
+    one = OpenStream()
+    for backlog in (5000, 900, 5000, 0):
+        one.transport.buffered = backlog
+        one.stream.heartbeat()
+    assert one.transport.writes == [HEARTBEAT.plain] * 2
+    assert one.transport.calls == []
 
 
 def test_nothing_is_written_once_the_connection_is_lost() -> None:
