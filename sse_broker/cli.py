@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sse_broker import config
+from sse_broker.config_checks import BadValue
 from sse_broker.errors import BrokerError, ConfigError
 from sse_broker.log_lines import one_line
 from sse_broker.version import VERSION
@@ -71,7 +72,13 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Callable[[str], None] |
     def read() -> config.Config:
         return config.load(arguments.config, os.environ, host=arguments.host, port=arguments.port)
 
-    return _exit_code(lambda: _run(read, on_ready))
+    def run() -> None:
+        try:
+            _run(read, on_ready)
+        except BadValue as error:
+            raise config.with_place(error, arguments.config, os.environ) from None
+
+    return _exit_code(run)
 
 
 def _exit_code(program: Callable[[], int | None], complain: Callable[[str], None] | None = None) -> int:

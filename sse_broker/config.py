@@ -315,10 +315,21 @@ def load_with_sources(
     return config, {name: source for name in names if (source := settings.source(name))}
 
 
-def _load(path: Path | None, environ: Mapping[str, str], options: Mapping[str, str | int]) -> tuple[Config, Settings]:
+def with_place(error: BadValue, path: Path | None = None, environ: Mapping[str, str] = os.environ) -> ConfigError:
+    """Return an error about a value, found when it was used, as `load` would have raised it: with where the value was set."""
+    settings, file = _settings(path, environ)
+    return ConfigError(f"{_place(settings, error, file)}: {error.message}")
+
+
+def _settings(path: Path | None, environ: Mapping[str, str]) -> tuple[Settings, Path | None]:
     settings = Settings(schema())
     file = _add_file(settings, path)
     settings.add_environment(environ)
+    return settings, file
+
+
+def _load(path: Path | None, environ: Mapping[str, str], options: Mapping[str, str | int]) -> tuple[Config, Settings]:
+    settings, file = _settings(path, environ)
     for name, value in options.items():
         settings.add_option(f"--{name}", f"server.{name}", value)
     try:

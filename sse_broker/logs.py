@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sse_broker.config import ServerConfig
+from sse_broker.config_checks import BadValue
 from sse_broker.errors import ConfigError
 from sse_broker.log_lines import ACCESS_LINE, LINE, LineHandler, one_line, open_file
 
@@ -104,7 +105,7 @@ def _opened(key: str, path: str, stream: TextIO | None, line: str) -> LineHandle
             return LineHandler(open_file(Path(path)), Path(path), line)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(f"{key}: {one_line(path)} can not be opened for writing: {why}") from error
+            raise BadValue(f"{key}: {one_line(path)} can not be opened for writing: {why}", key) from error
     assert stream is not None
     if isinstance(stream, io.TextIOWrapper):
         # A console of Windows, or a pipe under LANG=C, has no character for everything.

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from sse_broker.access import access_of
 from sse_broker.config import Config, LimitsConfig, ServerConfig, schema
-from sse_broker.errors import BrokerError, ConfigError
+from sse_broker.config_checks import BadValue
+from sse_broker.errors import BrokerError
 from sse_broker.gate import Gate
 from sse_broker.token_keys import PublicKeys, read_key_files
 
@@ -119,7 +120,9 @@ def tls_context(server: ServerConfig) -> ssl.SSLContext | None:
         context.load_cert_chain(server.tls_cert, server.tls_key)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(
-            f"server.tls_cert {server.tls_cert} and server.tls_key {server.tls_key} can not be used: {reason}"
+        raise BadValue(
+            f"server.tls_cert {server.tls_cert} and server.tls_key {server.tls_key} can not be used: {reason}",
+            "server.tls_cert",
+            "server.tls_key",
         ) from None
     return context

@@ -14,7 +14,7 @@ from typing import Any
 from jwt.algorithms import Algorithm, get_default_algorithms, has_crypto
 from jwt.exceptions import PyJWTError
 
-from sse_broker.errors import ConfigError
+from sse_broker.config_checks import BadValue
 
 PUBLIC_ALGORITHMS = ("RS256", "ES256", "EdDSA")
 MIN_RSA_BITS = 2048
@@ -82,7 +82,7 @@ class PublicKeys:
 def require_library(key: str) -> None:
     """Refuse a configuration with public keys where what they are checked with is not installed. Raises: ConfigError."""
     if not has_crypto:
-        raise ConfigError(f"{key} needs the package cryptography: pip install 'sse-broker[public-keys]'")
+        raise BadValue(f"{key} needs the package cryptography: pip install 'sse-broker[public-keys]'", key)
 
 
 def read_key_files(paths: Sequence[str]) -> list[PublicKey]:
@@ -94,12 +94,14 @@ def read_key_files(paths: Sequence[str]) -> list[PublicKey]:
         try:
             pem = Path(path).read_bytes()
         except OSError as error:
-            raise ConfigError(f"jwt.public_keys: {path} can not be read: {error.strerror or error}") from None
+            reason = error.strerror or str(error)
+            raise BadValue(f"jwt.public_keys: {path} can not be read: {reason}", "jwt.public_keys") from None
         key = _key_of_pem(pem)
         if key is None:
-            raise ConfigError(
+            raise BadValue(
                 f"jwt.public_keys: {path} holds no public key in PEM that is RSA of {MIN_RSA_BITS} bits or more, P-256 or "
-                "Ed25519"
+                "Ed25519",
+                "jwt.public_keys",
             )
         keys.append(key)
     return keys

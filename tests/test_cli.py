@@ -107,9 +107,29 @@ def test_a_bad_variable_and_a_bad_option_are_code_2() -> None:
     assert complaint(run("--host", "0.0.0.0"), 2).startswith("--host: jwt.secret is not set")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[server]\nbroker_log_path = '/none/such'",
+            "server.broker_log_path: /none/such can not be opened for writing: ",
+        ),
+        (
+            "[server]\ntls_cert = '/none'\ntls_key = '/none'",
+            "server.tls_cert /none and server.tls_key /none can not be used: ",
+        ),
+        ("[jwt]\npublic_keys = ['/none.pem']", "jwt.public_keys: /none.pem can not be read: "),
+    ],
+)
+def test_a_value_that_proves_bad_when_it_is_used_is_told_with_its_file(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    assert complaint(run("-c", str(file), "--port", "0"), 2).startswith(f"{file}: {message}")
+
+
 def test_a_log_that_can_not_be_written_is_code_2(tmp_path: Path) -> None:
     message = complaint(run("--port", "0", env=environment(SSE_BROKER_SERVER_ERROR_LOG_PATH=f"{tmp_path}/none/log")), 2)
-    assert message.startswith("server.error_log_path: ")
+    assert message.startswith("SSE_BROKER_SERVER_ERROR_LOG_PATH: server.error_log_path: ")
 
 
 @pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 0), ("ZeroDivisionError", 1)])
