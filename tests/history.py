@@ -6,7 +6,7 @@ was told no), `foreign` (not for this device or user), `id-shared` (one id for t
 About presence: `ghost` (online at the end, and gone), `absent` (the reverse), `presence-missing`, `presence-doubled`,
 `presence-wrong` (reason, payload or id), `presence-late`, `twin` (two open streams of one device).
 
-What races allow is allowed: see `history_frames` and `history_presence`.
+What races allow is allowed: see `history_frames`, `history_presence` and `history_matching`.
 """
 
 from __future__ import annotations

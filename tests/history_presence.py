@@ -4,9 +4,10 @@ The rules, and the races that they leave open:
 - For each device, and for each user, messages alternate, beginning with online. What the messages say of devices decides what
   they must say of users: online with the first device, offline with the last; an extrusion that leaves the user a device is
   no change.
-- Each stream that a client saw open was announced. An attempt that was not seen to open may have been, for a moment.
+- Each stream that a client saw open was announced, and its end, with reason and payload and in time (see `history_matching`).
+  An attempt that was not seen to open may have been, for a moment.
 - A client learns of an end later than the broker, or earlier: so counts are judged only by who was surely, and who was
-  possibly online. Faults that confuse presence excuse counts and further announcements, never a false state at the end.
+  possibly online. Faults that confuse presence excuse counts and announcements around them, never a false state at the end.
 """
 
 from __future__ import annotations
@@ -15,17 +16,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from math import inf
 
+from tests.history_matching import REASONS, judge_device
 from tests.history_records import Attempt, End, Finding, Heard, History, Online, Send, Session, Status, device_id_of
 
-REASONS = {
-    End.DROPPED: {"disconnect", "extrude_offline", "kick_offline", "instance_close"},
-    End.VANISHED: {"heartbeat_fail", "disconnect", "extrude_offline", "kick_offline", "instance_close"},
-    End.KICK: {"kick_offline"},
-    End.EXTRUDE: {"extrude_offline"},
-    End.INSTANCE_CLOSE: {"instance_close", "extrude_offline"},
-    End.LOST: {"instance_clear", "extrude_offline", "heartbeat_fail", "disconnect", "instance_close"},
-}
-OFFLINE_REASONS = {"instance_clear"}.union(*REASONS.values())
+AT_ONCE_SECONDS = 0.1
+OFFLINE_REASONS = set[str]().union(*REASONS.values())
 
 
 def judge_messages(history: History, heard: Sequence[Heard]) -> list[Finding]:
@@ -39,10 +34,9 @@ def judge_messages(history: History, heard: Sequence[Heard]) -> list[Finding]:
         findings += _judge_alternation(history, messages, f"device {device}")
     for uid, messages in of_user.items():
         findings += _judge_alternation(history, messages, f"user {uid}")
-    if not any(fault.messages for fault in history.faults):
-        for device in of_device.keys() | {session.device for session in history.sessions}:
-            findings += _judge_device(history, device, of_device.get(device, []))
-        findings += _judge_users(heard, of_user)
+    for device in sorted(of_device.keys() | {session.device for session in history.sessions}):
+        findings += judge_device(history, device, of_device.get(device, []))
+    findings += _judge_users(history, heard)
     return findings
 
 
@@ -68,87 +62,88 @@ def _judge_alternation(history: History, messages: Sequence[Heard], whose: str) 
         online, since = message.is_online, message.at
 
 
-def _judge_device(history: History, device: str, messages: Sequence[Heard]) -> Iterator[Finding]:
-    """Each stream was announced, and its end, with reason and payload, in time; and not more than that."""
-    sessions = sorted((s for s in history.sessions if s.device == device), key=lambda session: session.connected_at)
-    attempts = sum(attempt.device == device for attempt in history.attempts)
-    confused = any(fault.presence for fault in history.faults)
-    comings = [message for message in messages if message.is_online]
-    goings = [message for message in messages if not message.is_online]
-    if len(comings) < len(sessions):
-        yield Finding("presence-missing", f"{len(sessions)} streams, {len(comings)} times device_online", device)
-    elif len(comings) > len(sessions) + attempts and not confused:
-        yield Finding("presence-doubled", f"{len(sessions)} streams, {len(comings)} times device_online", device)
-    still_open = sum(session.end is End.OPEN or _ended_just_now(history, session) for session in sessions)
-    if len(goings) < len(comings) - min(still_open, 1):
-        yield Finding("presence-missing", f"{len(comings)} times online, {len(goings)} times offline", device)
-    if messages and not messages[-1].is_online and any(session.end is End.OPEN for session in sessions):
-        yield Finding("presence-wrong", "the last message says offline, and the stream is open", device)
-    if len(comings) == len(sessions) and not attempts and not confused:
-        for place, session in enumerate(sessions):
-            yield from _judge_session(history, session, comings[place], goings[place] if place < len(goings) else None)
+def _judge_users(history: History, heard: Sequence[Heard]) -> Iterator[Finding]:
+    """Users came and went as their devices did, in each span of time in which no message can have been lost."""
+    spans = sorted((fault.start, fault.end + history.presence_seconds) for fault in history.faults if fault.messages)
+    calm = -inf
+    for start, end in [*spans, (inf, inf)]:
+        if start > calm:
+            yield from _judge_users_between(history, heard, calm, start)
+        calm = max(calm, end)
 
 
-def _ended_just_now(history: History, session: Session) -> bool:
-    """Whether its end may be announced after the recording."""
-    return session.ended_at + history.presence_seconds > history.settled_at
-
-
-def _judge_session(history: History, session: Session, came: Heard, went: Heard | None) -> Iterator[Finding]:
-    device, patience = session.device, history.presence_seconds
-    if came.uid != session.uid or (session.node and came.payload != session.node):
-        what = f"online as {came.uid} at {came.payload!r}, not {session.uid} at {session.node!r}"
-        yield Finding("presence-wrong", what, device)
-    if came.at > session.connected_at + patience:
-        yield Finding("presence-late", f"online after {came.at - session.connected_at:.1f} s", device)
-    if went is None or session.end is End.OPEN:
+def _judge_users_between(history: History, heard: Sequence[Heard], start: float, end: float) -> Iterator[Finding]:
+    # From the first message about a device to the last, with what was said of users behind it, which is at once.
+    within = [
+        place for place, message in enumerate(heard) if message.is_device and start < message.at < end - AT_ONCE_SECONDS
+    ]
+    if not within:
         return
-    if went.reason not in REASONS[session.end]:
-        yield Finding("presence-wrong", f"offline by {went.reason!r} after {session.end}", device)
-    if went.uid != session.uid:
-        yield Finding("presence-wrong", f"offline as {went.uid}, not {session.uid}", device)
-    if went.reason in ("instance_close", "instance_clear") and session.node and went.payload != session.node:
-        yield Finding("presence-wrong", f"payload {went.payload!r} at {went.reason}, not {session.node!r}", device)
-    if went.reason in ("disconnect", "heartbeat_fail") and went.payload:
-        yield Finding("presence-wrong", f"payload {went.payload!r} at {went.reason}", device)
-    if went.at > session.ended_at + patience:
-        yield Finding("presence-late", f"offline after {went.at - session.ended_at:.1f} s", device)
+    behind = range(within[-1] + 1, len(heard))
+    beyond = next((place for place in behind if heard[place].is_device or heard[place].at >= end), len(heard))
+    messages = range(within[0], beyond)
+    online, unsure = _online_before(history, [heard[place] for place in within], start, end)
+    expected = _user_changes(heard, messages, online)
+    of_user: dict[str, int] = defaultdict(int)
+    for place in messages:
+        if not heard[place].is_device:
+            of_user[heard[place].uid] += 1
+    for uid in (expected.keys() | of_user.keys()) - unsure:
+        did, should = of_user[uid], expected.get(uid, 0)
+        if did != should:
+            kind = "presence-missing" if did < should else "presence-doubled"
+            yield Finding(kind, f"user {uid}: {did} messages, {should} changes by its devices")
 
 
-def _judge_users(heard: Sequence[Heard], of_user: dict[str, list[Heard]]) -> Iterator[Finding]:
-    """Users came and went as their devices did."""
-    expected = _user_changes(heard)
-    for uid in expected.keys() | of_user.keys():
-        should, did = expected.get(uid, []), [message.is_online for message in of_user.get(uid, [])]
-        if len(did) < len(should):
-            yield Finding("presence-missing", f"user {uid}: {len(did)} messages, {len(should)} changes by its devices")
-        elif len(did) > len(should):
-            yield Finding("presence-doubled", f"user {uid}: {len(did)} messages, {len(should)} changes by its devices")
-
-
-def _user_changes(heard: Sequence[Heard]) -> dict[str, list[bool]]:
-    """Return for each user the comings (True) and goings that the messages about its devices imply."""
-    messages = [message for message in heard if message.is_device]
-    following: list[Heard | None] = []
-    latest: dict[str, Heard] = {}
-    for message in reversed(messages):
-        following.append(latest.get(message.device))
-        latest[message.device] = message
-    following.reverse()
+def _online_before(
+    history: History, messages: Sequence[Heard], start: float, end: float
+) -> tuple[dict[str, set[str]], set[str]]:
+    """Return who was online when a span of time began: the devices of each user, and users of whom that is not sure."""
     online: dict[str, set[str]] = defaultdict(set)
-    changes: dict[str, list[bool]] = defaultdict(list)
-    for message, after in zip(messages, following, strict=True):
+    unsure: set[str] = set()
+    if start == -inf:
+        return online, unsure
+    told: set[str] = set()
+    for message in messages:
+        if message.device not in told and not message.is_online:
+            online[message.uid].add(message.device)
+        told.add(message.device)
+    for session in history.sessions:
+        if session.device in told or session.ended_at < start - history.presence_seconds or session.connecting_at > end:
+            continue
+        if session.connected_at <= start and session.ended_at >= end:
+            online[session.uid].add(session.device)
+        else:
+            unsure.add(session.uid)
+    for attempt in history.attempts:
+        if attempt.device not in told and start - history.presence_seconds <= attempt.at <= end:
+            unsure.add(attempt.uid)
+    return online, unsure
+
+
+def _user_changes(heard: Sequence[Heard], places: range, online: dict[str, set[str]]) -> dict[str, int]:
+    """Return for each user how many comings and goings the messages about its devices at these places imply."""
+    following: dict[int, Heard] = {}
+    latest: dict[str, Heard] = {}
+    for place in reversed(range(places.start, len(heard))):
+        if heard[place].is_device:
+            if after := latest.get(heard[place].device):
+                following[place] = after
+            latest[heard[place].device] = heard[place]
+    changes: dict[str, int] = defaultdict(int)
+    for place in places:
+        message, after = heard[place], following.get(place)
+        if not message.is_device:
+            continue
         devices = online[message.uid]
         if message.is_online:
-            if not devices:
-                changes[message.uid].append(True)
+            changes[message.uid] += not devices
             devices.add(message.device)
             continue
         replaced = message.reason == "extrude_offline" and after and after.is_online and after.uid == message.uid
         if message.device in devices and not replaced:
             devices.discard(message.device)
-            if not devices:
-                changes[message.uid].append(False)
+            changes[message.uid] += not devices
     return changes
 
 

@@ -344,7 +344,7 @@ def test_a_device_that_comes_and_goes_is_announced_so() -> None:
         ("+d@0 +u@0", ["presence-missing"]),
         ("+d@0 -d@5:disconnect -u@5:disconnect", ["presence-missing", "presence-missing"]),
         ("+d@0 +u@0 -d@5:disconnect", ["presence-missing"]),
-        ("+d@0 +d@0 +u@0 -d@5:disconnect -u@5:disconnect", ["presence-doubled", "presence-doubled", "presence-missing"]),
+        ("+d@0 +d@0 +u@0 -d@5:disconnect -u@5:disconnect", ["presence-doubled", "presence-doubled"]),
         ("+d@0 +u@0 -d@5:disconnect -d@5:disconnect -u@5:disconnect", ["presence-doubled"]),
         ("+d@0 +u@0 -d@5:disconnect -u@5:disconnect -u@5:disconnect", ["presence-doubled", "presence-doubled"]),
         ("+d@0 +u@0 -d@5:kick_offline -u@5:kick_offline +d@6 +u@6 -d@7:disconnect -u@7:disconnect", ["presence-doubled"]),
@@ -409,6 +409,76 @@ def test_faults_excuse_what_they_can_cause() -> None:
     unheard = "+d@0 +u@0 +d@3 +u@3 -d@5:disconnect -u@5:disconnect"
     assert "presence-doubled" in presence(unheard, faults=[Fault(1, 3)])
     assert presence(unheard, faults=[Fault(1, 2, messages=True)]) == []
+
+
+@pytest.mark.parametrize("fault", [Fault(0, 1), Fault(0, 1, messages=True), Fault(300, 301, messages=True)])
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("+d@150 +u@150 -d@172:disconnect -u@172:disconnect", []),
+        ("+d@150 +u@150 -d@172:kick_offline -u@172:kick_offline", []),
+        ("+d@150 +u@150 -d@172:instance_clear -u@172:instance_clear", ["presence-wrong"]),
+        ("+d@150 +u@150 -d@217:disconnect -u@217:disconnect", ["presence-late"]),
+        ("+d@195 +u@195 -d@172:disconnect -u@172:disconnect", ["presence-late"]),
+        ("+d@150 +u@150 -d@160:disconnect -u@160:disconnect", ["presence-wrong"]),
+        ("+d@150 +u@150", ["presence-missing"]),
+        ("", ["presence-missing"]),
+        ("+d@150 +u@150 -d@172:disconnect -u@172:disconnect +d@180 +u@180 -d@181:disconnect -u@181:disconnect",
+         ["presence-doubled"]),
+        ("+d@150 +u@150 -d@160:instance_clear -u@160:instance_clear +d@161 +u@161 -d@172:disconnect -u@172:disconnect",
+         ["presence-doubled"]),
+        ("+d@150 +u@150 -d@172:disconnect", ["presence-missing"]),
+        ("+d@150 +u@150 -d@172:disconnect -u@172:disconnect +u@173 -u@174:disconnect", ["presence-doubled"]),
+    ],
+)  # fmt: skip
+def test_a_fault_excuses_nothing_long_before_or_after_it(text: str, kinds: list[str], fault: Fault) -> None:
+    def story(text: str) -> Story:
+        return Story(heard=heard(text), faults=[fault], settled_at=400).stream(150, until=172)
+
+    assert story(text).kinds() == kinds
+
+
+def test_a_wrong_node_or_payload_long_after_a_fault_is_found() -> None:
+    def story(place: int, payload: str) -> list[str]:
+        messages = heard("+d@150 +u@150 -d@172:disconnect -u@172:disconnect")
+        messages[place] = replace(messages[place], payload=payload)
+        return Story(heard=messages, faults=[Fault(0, 1)]).stream(150, until=172).kinds()
+
+    assert story(0, "n") == story(2, "") == []
+    assert story(0, "another") == story(2, "n") == ["presence-wrong"]
+
+
+def test_one_message_too_many_does_not_excuse_the_others() -> None:
+    """Here the second stream ends with a reason that does not fit."""
+    more = "+d@20 +u@20 -d@21:disconnect -u@21:disconnect "
+    wrong = "+d@40 +u@40 -d@45:instance_clear -u@45:instance_clear"
+    story = Story(heard=heard(f"+d@0 +u@0 -d@5:disconnect -u@5:disconnect {more}{wrong}"))
+    assert sorted(story.stream(0, until=5).stream(40, until=45).kinds()) == ["presence-doubled", "presence-wrong"]
+
+
+def test_two_streams_that_were_asked_for_at_once_may_be_registered_in_either_order() -> None:
+    def story(first: str, second: str) -> list[str]:
+        text = "+d@0 +u@0 -d@0.05:extrude_offline +d@0.05 -d@5:disconnect -u@5:disconnect"
+        messages = heard(text)
+        for place, node in ((0, first), (3, second)):
+            messages[place] = replace(messages[place], payload=node)
+        story = Story(heard=messages)
+        ends = {"a": 0.2, "b": 5} if second == "b" else {"a": 5, "b": 0.2}
+        for node, until in ends.items():
+            story.stream(0, node=node, until=until, end=End.DROPPED if until == 5 else End.EXTRUDE)
+        return story.kinds()
+
+    assert story("a", "b") == story("b", "a") == []
+    assert "presence-wrong" in story("a", "a")
+
+
+def test_a_user_whose_devices_stayed_is_judged_behind_messages_that_were_lost() -> None:
+    def story(text: str) -> list[str]:
+        story = Story(heard=heard(text), faults=[Fault(10, 20, messages=True)], settled_at=90)
+        return story.stream(0, until=40).stream(0, device="e").kinds()
+
+    assert story("+d@0 +u@0 +e@0 -d@40:disconnect") == []
+    assert story("+d@0 +u@0 +e@0 -d@40:disconnect -u@40:disconnect") == ["presence-doubled"]
 
 
 def test_a_message_under_a_wrong_name_is_found() -> None:
@@ -548,6 +618,22 @@ def test_runs_of_an_ideal_broker_are_good(seed: int) -> None:
     assert decide(Ideal(seed).run(60)) == []
 
 
+@given(st.integers(0, 10**9))
+@settings(max_examples=150, deadline=None)
+def test_faults_and_the_messages_that_are_lost_in_them_raise_no_alarm(seed: int) -> None:
+    history, draw = Ideal(seed).run(60), random.Random(seed)
+    for _ in range(draw.randrange(4)):
+        start = draw.uniform(-5, history.settled_at)
+        history.faults.append(Fault(start, start + draw.uniform(0, 15), messages=draw.random() < 0.7))
+    unheard = [fault for fault in history.faults if fault.messages]
+    history.heard = [
+        message
+        for message in history.heard or ()
+        if not any(fault.start < message.at < fault.end for fault in unheard) or draw.random() < 0.5
+    ]
+    assert decide(history) == []
+
+
 def lose(history: History, draw: random.Random) -> bool:
     """Take away a frame before the last of a stream that asked with a last id, or was surely due."""
     sends = {send.data: send for send in history.sends}
@@ -627,6 +713,33 @@ def say_twice(history: History, draw: random.Random) -> bool:
     return False
 
 
+def long_after_a_fault(
+    channel: str, change: Callable[[list[Heard], int], None]
+) -> Callable[[History, random.Random], bool]:
+    """Return a breaking that changes the messages at one of this channel, in a run with a fault at its beginning."""
+
+    def breaking(history: History, draw: random.Random) -> bool:
+        history.faults.append(Fault(0, 1, messages=True))
+        heard = history.heard or []
+        if places := [place for place, message in enumerate(heard) if message.channel == channel and message.at > 5]:
+            change(heard, draw.choice(places))
+        return bool(places)
+
+    return breaking
+
+
+def give_a_wrong_reason(heard: list[Heard], place: int) -> None:
+    heard[place] = replace(heard[place], reason="instance_clear")
+
+
+def come_and_go_once_more(heard: list[Heard], place: int) -> None:
+    """Announce a device that has just gone, and its user with it, as come and gone again."""
+    end = heard[place]
+    come = replace(end, channel="device_online", reason="connected", payload="n0")
+    user = replace(end, channel="user_online", reason="device_online", payload="n0")
+    heard[place + 1 : place + 1] = [come, user, replace(end, channel="device_offline"), end]
+
+
 def haunt(history: History, draw: random.Random) -> bool:
     """Say that a device is online that is not."""
     gone = {session.device for session in history.sessions} - set(history.online_at_end or {})
@@ -644,6 +757,11 @@ BREAKINGS: list[tuple[Callable[[History, random.Random], bool], set[str]]] = [
     (misroute, {"foreign"}),
     (unsay, {"presence-missing", "presence-doubled"}),
     (say_twice, {"presence-doubled", "presence-missing"}),
+    (long_after_a_fault("device_offline", give_a_wrong_reason), {"presence-wrong"}),
+    (
+        long_after_a_fault("user_offline", come_and_go_once_more),
+        {"presence-doubled", "presence-late", "presence-wrong"},
+    ),
     (haunt, {"ghost"}),
 ]
 
