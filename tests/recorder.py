@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import Any
 
@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from tests.devices import Device
 from tests.event_client import Answer, Api
 from tests.history import Fault, Heard, History, Online, Send, Status
+from tests.stalls import stalls_noted
 from tests.waiting import until
 
 PREFIX = "sse_topic_"
@@ -79,6 +80,12 @@ class Recorder:
             self.faults.append(Fault(start, end, data, messages, presence))
             if after:
                 self.faults.append(Fault(end, end + after, False, messages, presence))
+
+    def stalls(
+        self, pids: Callable[[], Iterable[int]] = tuple, *, after: float
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """Declare stalls of this process and of others with these ids as the faults that they are, and `after` seconds more."""
+        return stalls_noted(lambda start, end: self.faults.append(Fault(start, end + after)), pids)
 
     async def listen(self, redis: Redis) -> None:
         """Record presence messages from now on; `redis` stays the caller's and must decode text."""

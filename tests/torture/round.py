@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ import aiohttp
 from tests.broker_process import BrokerProcess
 from tests.devices import Device
 from tests.event_client import Api
-from tests.history import Fault, Finding, History, decide
+from tests.history import Finding, History, decide
 from tests.recorder import Recorder
 from tests.redis_servers import RedisServer
 from tests.redis_sets import RedisCluster, SentinelSet
@@ -41,8 +41,6 @@ SETTLE_SECONDS = 40
 # How long presence may take to follow a client that vanished, without any fault: three heartbeats, and some for the machine.
 PRESENCE_SECONDS = 3 * HEARTBEAT_SECONDS + 3
 LATE_SECONDS = 6
-# A standstill of this process this long is one of the machine, which other processes may have felt, too.
-STALL_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -132,7 +130,7 @@ class Round:
             await self._listen(stack)
             for device in self.devices.values():
                 device.start()
-            async with self._stall_watch():
+            async with self.recorder.stalls(self._pids, after=AFTER_SECONDS):
                 await self._carry_out()
                 await self._come_to_rest()
             self.report.history = self._history()
@@ -144,26 +142,9 @@ class Round:
         server = self.redis if isinstance(self.redis, RedisServer) else self.redis.servers[0]
         await self.recorder.listen(await stack.enter_async_context(server.client()))
 
-    @contextlib.asynccontextmanager
-    async def _stall_watch(self) -> AsyncIterator[None]:
-        """Record a standstill of the machine as the fault that it is."""
-
-        async def watch() -> None:
-            before = time.monotonic()
-            while True:
-                await asyncio.sleep(0.1)
-                now = time.monotonic()
-                if now - before > STALL_SECONDS:
-                    print(f"the machine stood still for {now - before:.1f} s")
-                    self.recorder.faults.append(Fault(before, now + AFTER_SECONDS))
-                before = now
-
-        task = asyncio.create_task(watch(), name="stall watch")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
+    def _pids(self) -> list[int]:
+        servers = [self.redis] if isinstance(self.redis, RedisServer) else self.redis.servers
+        return [one.process.pid for one in (*self.nodes, *servers) if one.running]
 
     # The plan
 
