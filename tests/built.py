@@ -7,16 +7,20 @@ the tests run.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.broker_process import ROOT, BrokerProcess
 
 BUILD_SECONDS = 1500
+WINE_SECONDS = 120.0
 WINE_FOLDER = ROOT / "build" / "wine"
 WINE_ENVIRONMENT = {
     "WINEPREFIX": str(WINE_FOLDER / "prefix"),
@@ -113,18 +117,22 @@ def wine_python() -> Path:
     return found
 
 
-def keep_wine() -> None:
-    """Have the server process of this folder's Wine stay. By itself it ends some seconds after the last program, and a program
-    that starts at that very moment may end at once, with 0 and without a word.
+@contextmanager
+def wine_kept() -> Iterator[None]:
+    """Keep Wine up, by a program that does nothing. With the last program Wine's own services and its server end; one that starts
+    at that very moment may hang, or end at once with 0 and without a word.
     """
-    _wineserver("--persistent")
-
-
-def end_wine() -> None:
-    """End the server process of this folder's Wine."""
-    _wineserver("--kill")
-
-
-def _wineserver(order: str) -> None:
-    environ, nothing = os.environ | WINE_ENVIRONMENT, subprocess.DEVNULL  # not pipes, which the server would hold open
-    subprocess.run(["wineserver", order], env=environ, timeout=30, check=False, stdout=nothing, stderr=nothing)
+    command = ["setpriv", "--pdeathsig", "KILL", "wine", "cmd"]
+    environ, pipe, nothing = os.environ | WINE_ENVIRONMENT, subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, env=environ) as holder:
+        try:
+            assert holder.stdout is not None
+            ready, _, _ = select.select([holder.stdout], [], [], WINE_SECONDS)
+            assert ready, "Wine does not start"
+            yield
+        finally:
+            holder.kill()
+            # Its output is not a pipe, which the server would hold open.
+            subprocess.run(
+                ["wineserver", "--kill"], env=environ, timeout=30, check=False, stdout=nothing, stderr=nothing
+            )

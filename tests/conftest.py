@@ -15,7 +15,7 @@ from hypothesis import settings
 from sse_broker import redis_lane
 from tests.backends import Servers, Site
 from tests.broker_process import BrokerProcess
-from tests.built import build, end_wine, keep_wine
+from tests.built import build, wine_kept
 from tests.cutting_proxy import CuttingProxy
 from tests.event_client import EventClient
 from tests.lifetimes import started
@@ -301,9 +301,8 @@ def bundle() -> Path:
 def exe() -> Iterator[Path]:
     """The program for Windows."""
     program = build("exe")
-    keep_wine()
-    yield program
-    end_wine()
+    with wine_kept():
+        yield program
 
 
 @pytest.fixture(scope="session")
