@@ -158,12 +158,20 @@ class _Explanation:
                 yield self._finding("missing", f"offline after {session.end}: never said")
         elif went.at < start:
             # It may have been announced again, unheard.
-            if not self._faulty(went.at - self._patience, went.at + self._patience, "messages"):
+            again = self._faulty(went.at - self._patience, went.at + self._patience, "messages")
+            if not again and not self._cleared_before_its_end(session, went):
                 yield self._finding("wrong", f"offline by {went.reason!r}, and the stream was open")
         elif not self._faulty(start, end):
             yield from self._ending(session, went)
         elif not self._faulty(start, end, "messages"):  # else what was heard may be another's
             yield from self._late("offline", session.ended_at, went)
+
+    def _cleared_before_its_end(self, session: Session, went: Heard) -> bool:
+        """Whether an instance that stood still was cleared, and was ended only later in the same fault: the others see it dead at
+        once, its clients when its connections break.
+        """
+        within = any(start <= went.at and session.ended_at <= end for start, end in self._faults)
+        return within and went.reason == "instance_clear" and session.end is End.LOST
 
     def _ending(self, session: Session, went: Heard) -> Iterator[Finding]:
         if went.reason not in REASONS[session.end]:

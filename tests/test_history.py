@@ -411,6 +411,18 @@ def test_faults_excuse_what_they_can_cause() -> None:
     assert presence(unheard, faults=[Fault(1, 2, messages=True)]) == []
 
 
+def test_an_instance_that_stands_still_may_be_cleared_long_before_its_clients_hear_of_it() -> None:
+    """In a fault that lasts as long, by its clearing, and when the connection breaks at last: not otherwise."""
+    cleared = "+d@0 +u@0 -d@2:instance_clear -u@2:instance_clear"
+    assert presence(cleared, end=End.LOST, until=9, faults=[Fault(1, 10)]) == []
+    assert presence(cleared, end=End.LOST, until=9) == ["presence-wrong"]
+    assert presence(cleared, end=End.LOST, until=9, faults=[Fault(1, 3)]) == ["presence-wrong"]
+    assert presence(cleared, end=End.OPEN, faults=[Fault(1, 10)]) != []
+    assert presence(cleared, end=End.KICK, until=9, faults=[Fault(1, 10)]) == ["presence-wrong"]
+    other = cleared.replace("instance_clear", "disconnect")
+    assert presence(other, end=End.LOST, until=9, faults=[Fault(1, 10)]) == ["presence-wrong"]
+
+
 @pytest.mark.parametrize("fault", [Fault(0, 1), Fault(0, 1, messages=True), Fault(300, 301, messages=True)])
 @pytest.mark.parametrize(
     ("text", "kinds"),
