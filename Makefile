@@ -32,7 +32,7 @@ tools: $(VENV)/.test  ## install what the tests need beside Python packages
 	sh tests/install_tools.sh
 
 test: tools  ## run all tests; ARGS="-k word" chooses
-	PYTHONDEVMODE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	PYTHONDEVMODE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: $(VENV)/.test  ## rewrite the code in the one format
 	$(BIN)/ruff check --fix --quiet . || true

@@ -7,20 +7,16 @@ the tests run.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.broker_process import ROOT, BrokerProcess
 
 BUILD_SECONDS = 1500
-WINE_SECONDS = 120.0
 WINE_FOLDER = ROOT / "build" / "wine"
 WINE_ENVIRONMENT = {
     "WINEPREFIX": str(WINE_FOLDER / "prefix"),
@@ -74,7 +70,9 @@ class WineBroker(BrokerProcess):
 
 
 def wine_pids(exe: Path) -> list[int]:
-    """Return the processes that Windows's view calls by this path: the broker itself, not what unpacked it."""
+    """Return the processes that Windows's view calls by this path: the broker itself, not what unpacked it. It may be another
+    test's: no two tests that start one program may run at once.
+    """
     name = "Z:" + str(exe).replace("/", "\\")
     return [pid for pid, words in _processes() if words[:1] == [name]]
 
@@ -117,22 +115,7 @@ def wine_python() -> Path:
     return found
 
 
-@contextmanager
-def wine_kept() -> Iterator[None]:
-    """Keep Wine up, by a program that does nothing. With the last program Wine's own services and its server end; one that starts
-    at that very moment may hang, or end at once with 0 and without a word.
-    """
-    command = ["setpriv", "--pdeathsig", "KILL", "wine", "cmd"]
-    environ, pipe, nothing = os.environ | WINE_ENVIRONMENT, subprocess.PIPE, subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, env=environ) as holder:
-        try:
-            assert holder.stdout is not None
-            ready, _, _ = select.select([holder.stdout], [], [], WINE_SECONDS)
-            assert ready, "Wine does not start"
-            yield
-        finally:
-            holder.kill()
-            # Its output is not a pipe, which the server would hold open.
-            subprocess.run(
-                ["wineserver", "--kill"], env=environ, timeout=30, check=False, stdout=nothing, stderr=nothing
-            )
+def end_wine() -> None:
+    """End the server process of this folder's Wine, which would else linger for some seconds."""
+    environ, nothing = os.environ | WINE_ENVIRONMENT, subprocess.DEVNULL  # not pipes, which the server would hold open
+    subprocess.run(["wineserver", "--kill"], env=environ, timeout=30, check=False, stdout=nothing, stderr=nothing)

@@ -15,7 +15,7 @@ from hypothesis import settings
 from sse_broker import redis_lane
 from tests.backends import Servers, Site
 from tests.broker_process import BrokerProcess
-from tests.built import build, wine_kept
+from tests.built import build, end_wine
 from tests.cutting_proxy import CuttingProxy
 from tests.event_client import EventClient
 from tests.lifetimes import started
@@ -33,17 +33,25 @@ settings.load_profile("here")
 # The mode of these processes; who starts a broker says whether it is that of the broker.
 os.environ.pop("PYTHONDEVMODE", None)
 
-# Files whose tests take the longest, in this order, so that they do not begin last; what is built is built by one process.
-BUILT = ("test_exe", "test_bundle", "test_rpm", "test_container")
-LONGEST = (*BUILT, "test_torture", "test_hygiene", "test_wire", "test_faults", "test_node_faults", "test_demo_page")
+# Files whose tests take the longest, in this order, so that they do not begin last.
+LONGEST = (
+    "test_exe",
+    "test_bundle",
+    "test_rpm",
+    "test_container",
+    "test_torture",
+    "test_hygiene",
+    "test_wire",
+    "test_faults",
+    "test_node_faults",
+    "test_demo_page",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each file to one process, where several share the work (`pytest -n`): fixtures of a module are made once."""
+    """Begin with the files that take long; where several processes share the work, each file is one's (`make test`)."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("built" if item.path.stem in BUILT else item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -300,9 +308,8 @@ def bundle() -> Path:
 @pytest.fixture(scope="session")
 def exe() -> Iterator[Path]:
     """The program for Windows."""
-    program = build("exe")
-    with wine_kept():
-        yield program
+    yield build("exe")
+    end_wine()
 
 
 @pytest.fixture(scope="session")
