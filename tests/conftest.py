@@ -18,6 +18,7 @@ from tests.broker_process import BrokerProcess
 from tests.built import build, end_wine
 from tests.cutting_proxy import CuttingProxy
 from tests.event_client import EventClient
+from tests.house import House, MakeHouse
 from tests.lifetimes import started
 from tests.machine import Machine
 from tests.redis_servers import RedisServer
@@ -41,10 +42,10 @@ LONGEST = (
     "test_container",
     "test_torture",
     "test_hygiene",
-    "test_wire",
-    "test_faults",
-    "test_node_faults",
+    "test_workers",
     "test_demo_page",
+    "test_supply_chain",
+    "test_faults",
 )
 
 
@@ -294,6 +295,29 @@ async def shared_site(shared_servers: Servers, patience: None) -> AsyncIterator[
     """An empty cluster of several instances, on each kind of Redis in turn."""
     async with Site(shared_servers) as site:
         yield site
+
+
+@pytest.fixture
+async def make_house() -> AsyncIterator[MakeHouse]:
+    """A function that starts a house; each is drained and closed at the end."""
+    houses: list[House] = []
+
+    async def start(**options: int) -> House:
+        house = House(**options)
+        houses.append(house)
+        await house.broker.start()
+        return house
+
+    yield start
+    for house in houses:
+        await house.broker.drain(0)
+        await house.broker.close()
+
+
+@pytest.fixture
+async def house(make_house: MakeHouse) -> House:
+    """A house with the usual limits."""
+    return await make_house()
 
 
 # What people install. Each takes up to some minutes where nothing is built yet: tests that use one have a longer timeout.

@@ -177,15 +177,15 @@ First sys_connected with the client's address and a retry line
 With a last id: every retained frame for the device, its user or everyone, with a greater id, oldest first, each once
     event_stream::test_frames_that_were_missed_come_first_oldest_first_each_once
     event_stream::test_a_long_replay_is_complete
-    backend::test_the_three_logs_are_replayed_as_one_in_order_and_each_frame_once
+    backend_replay::test_the_three_logs_are_replayed_as_one_in_order_and_each_frame_once
 If frames were dropped from retention: first sys_replay_gap with the requested and the oldest id
     event_stream::test_a_loss_is_never_silent
     event_stream::test_an_id_older_than_retention_is_a_gap
     event_stream::test_a_full_log_without_a_loss_is_no_gap
-    backend::test_a_gap_is_told_exactly_when_a_frame_fell_out_of_a_log
+    backend_replay::test_a_gap_is_told_exactly_when_a_frame_fell_out_of_a_log
 Live frames; none is lost or doubled between replay and live
     event_stream::test_nothing_is_lost_or_doubled_between_replay_and_live
-    backend::test_nothing_falls_between_replay_and_bus
+    backend_replay::test_nothing_falls_between_replay_and_bus
     recorder::test_three_brokers_on_redis_lose_and_double_nothing_while_devices_come_and_go
     recorder::test_an_embedded_broker_loses_and_doubles_nothing_while_devices_come_and_go
 Without a last id a new stream starts with live frames
@@ -327,7 +327,7 @@ sse.heartbeat_interval
 sse.device_frame_cache_size
     event_stream::test_a_loss_is_never_silent
 sse.device_frame_cache_expire
-    backend::test_an_id_older_than_the_retention_time_is_a_gap
+    backend_replay::test_an_id_older_than_the_retention_time_is_a_gap
 sse.max_buffer_bytes
     event_stream::test_a_client_that_does_not_read_is_closed_at_the_bound
 Environment variables override

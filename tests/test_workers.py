@@ -3,67 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import random
 import re
-import resource
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import tomlkit
 
-from sse_broker.config import ApiConfig, Config, JwtConfig, RedisConfig, ServerConfig
-from sse_broker.control_line import ALIVE, READY, ParentEnd, from_tables, to_tables
-from tests.broker_process import ROOT, SECRET, BrokerProcess
-from tests.devices import Device
+from tests.broker_process import ROOT, BrokerProcess
 from tests.event_client import Api, EventClient
-from tests.history import decide
-from tests.recorder import Recorder
 from tests.redis_servers import RedisServer, make_certificate
-from tests.waiting import free_port, until
+from tests.waiting import free_port
+from tests.worker_group import NO_SHARED_PORT, RunBroker, all_serve, has_instances, judged, patiently, pids, tables
 
-# A start of several processes takes its time on a busy machine.
-patiently = partial(until, seconds=60)
 KEYS = ("k7Rw2pXn9vBq4TzL", "m3Hs8dYf5cJw6GtQ")
-FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-# A link to the interpreter lies in no virtual environment, so it has to be told where the libraries are.
-HERE = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
-RunBroker = Callable[..., Awaitable[BrokerProcess]]
 OpenStream = Callable[..., Awaitable[EventClient]]
 
-pytestmark = pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="this system can not share a port")
-
-
-def tables(workers: int = 3, **server: object) -> dict[str, dict[str, object]]:
-    """Return a configuration with workers and short heartbeats."""
-    return {"server": {"workers": workers, **server}, "sse": {"heartbeat_interval": 1}}
-
-
-def pids(broker: BrokerProcess) -> set[int]:
-    """Return the processes of the workers that the kernel knows."""
-    children = Path(f"/proc/{broker.pid}/task/{broker.pid}/children")
-    return {int(pid) for pid in children.read_text().split()} if children.exists() else set()
-
-
-async def all_serve(broker: BrokerProcess, workers: int = 3) -> None:
-    """Wait until each worker has said that it serves, and is a live instance of the cluster."""
-    await patiently(lambda: "demo page" in broker.stderr_text(), what="a start")
-    async with broker.api() as api:
-        await patiently(lambda: _instances(api, workers), what=f"{workers} instances")
-
-
-async def _instances(api: object, workers: int) -> bool:
-    answer = await api.info()  # type: ignore[attr-defined]
-    return answer.status == 200 and answer.result["instance_count"] == workers
+pytestmark = NO_SHARED_PORT
 
 
 async def test_connections_spread_and_info_counts_them_together(
@@ -103,31 +64,6 @@ async def _ready(port: int) -> int:
         return (await api.request("GET", "/readyz")).status
 
 
-@asynccontextmanager
-async def judged(
-    broker: BrokerProcess, redis_server: RedisServer, *, devices: int, workers: int
-) -> AsyncIterator[tuple[Recorder, list[Device], Api]]:
-    """Have devices connected, and after the block, once so many workers serve again, a verdict on all that was seen."""
-    crowd = [
-        Device(f"d{n}", f"u{n % 4}", [broker.base_url], broker.mint, draw=random.Random(n)) for n in range(devices)
-    ]
-    recorder = Recorder(crowd)
-    async with broker.api() as api, redis_server.client() as redis:
-        try:
-            await recorder.listen(redis)
-            for device in crowd:
-                device.start()
-            await patiently(lambda: all(device.connected for device in crowd))
-            yield recorder, crowd, api
-            await patiently(lambda: _instances(api, workers), what="every instance")
-            await recorder.settle(api, seconds=60)
-            history = recorder.history(presence_seconds=4)
-            history.online_at_end = await recorder.online(api)
-        finally:
-            await recorder.stop()
-    assert decide(history) == []
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_a_worker_that_ends_is_replaced_and_nobody_misses_anything(
     redis_server: RedisServer, run_broker: RunBroker, number: signal.Signals
@@ -156,7 +92,7 @@ async def test_a_worker_that_stands_still_is_killed_and_replaced(
         with recorder.fault(after=5):
             os.kill(min(first), signal.SIGSTOP)
             await patiently(lambda: pids(broker) - first, what="a new worker")
-            await patiently(lambda: _instances(api, 2), what="two instances")
+            await patiently(lambda: has_instances(api, 2), what="two instances")
     assert max(first) in pids(broker), "the other one was left alone"
     assert {len(device.visits) for device in devices} >= {1, 2}
     assert "ended: it stood still for 4 s and was killed; the next is started" in broker.stderr_text()
@@ -261,104 +197,6 @@ def _alive(pid: int) -> bool:
         return False
 
 
-async def test_a_worker_that_can_not_start_again_is_tried_until_it_can(
-    redis_server: RedisServer, run_broker: RunBroker
-) -> None:
-    broker = await run_broker(tables(2), redis=redis_server)
-    await all_serve(broker, 2)
-    first = pids(broker)
-    await redis_server.kill()
-    os.kill(min(first), signal.SIGKILL)
-    await patiently(lambda: "Redis is out of reach" in _ends(broker), what="a worker that could not start")
-    assert broker.running
-    assert max(first) in pids(broker)
-    await redis_server.start()
-    await all_serve(broker, 2)
-
-
-async def test_a_worker_for_which_the_parent_lacks_something_is_tried_until_it_can_start(
-    redis_server: RedisServer, run_broker: RunBroker
-) -> None:
-    """The parent may open no more file for a while: neither a line nor a process can be made. The other worker serves."""
-    broker = await run_broker(tables(2), redis=redis_server)
-    await all_serve(broker, 2)
-    first = pids(broker)
-    resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (3, FILES))
-    os.kill(min(first), signal.SIGKILL)
-    refusal = r"worker \d could not be started: Too many open files; the next is started in (\S+) s"
-    await patiently(lambda: len(re.findall(refusal, broker.stderr_text())) >= 2, what="two starts that fail")
-    pauses = [float(text) for text in re.findall(refusal, broker.stderr_text())]
-    assert pauses[:2] == sorted(set(pauses[:2])), "the pause grows"
-    assert broker.running
-    assert pids(broker) == {max(first)}
-    resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
-    await all_serve(broker, 2)
-    await patiently(lambda: len(pids(broker)) == 2, what="two workers")
-
-
-async def test_a_worker_whose_program_was_replaced_is_tried_until_it_is_there(
-    redis_server: RedisServer, run_broker: RunBroker, tmp_path: Path
-) -> None:
-    """An upgrade takes the executable away for a moment."""
-    executable = tmp_path / "python"
-    executable.symlink_to(sys.executable)
-    broker = await run_broker(tables(2), redis=redis_server, program=program(executable), env=HERE)
-    await all_serve(broker, 2)
-    first = pids(broker)
-    executable.unlink()
-    os.kill(min(first), signal.SIGKILL)
-    refusal = " could not be started: No such file or directory; the next is started in "
-    await patiently(lambda: refusal in broker.stderr_text(), what="a start that fails")
-    executable.symlink_to(sys.executable)
-    await patiently(lambda: len(pids(broker)) == 2, what="two workers")
-    await all_serve(broker, 2)
-
-
-async def test_a_first_worker_that_can_not_be_run_is_one_line_and_code_1(redis_server: RedisServer) -> None:
-    broker = BrokerProcess(tables(2), redis=redis_server, program=program(Path("/nowhere/python")))
-    await one_line(broker, 1, "worker 1 could not be started: No such file or directory")
-
-
-def program(executable: Path) -> tuple[str, ...]:
-    """Return the broker as a program that takes this for its own executable."""
-    code = f"import sys; sys.executable = {str(executable)!r}; from sse_broker.cli import main; sys.exit(main())"
-    return (sys.executable, "-X", "dev", "-c", code)
-
-
-def _ends(broker: BrokerProcess) -> str:
-    return "\n".join(line for line in broker.stderr_text().splitlines() if re.search(r"worker \d ended: ", line))
-
-
-async def test_a_start_that_fails_is_one_line_and_code_1(redis_server: RedisServer) -> None:
-    """Redis away, and the port taken, also by somebody who shares it."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        nowhere = BrokerProcess(tables(2), redis_addrs=[f"127.0.0.1:{free_port()}"])
-        taken = BrokerProcess(tables(2), redis=redis_server, port=port)
-        for broker, word in ((nowhere, "Redis is out of reach: "), (taken, f"can not listen on 127.0.0.1:{port}: ")):
-            await one_line(broker, 1, word)
-
-
-async def one_line(broker: BrokerProcess, code: int, beginning: str) -> None:
-    """Launch a broker that must fail, and check its exit code and the one line that says why."""
-    try:
-        broker.launch()
-        assert await broker.wait(seconds=60) == code
-        (line,) = [line for line in broker.stderr_text().splitlines() if " WARNING worker " not in line]
-        assert line.startswith(f"sse-broker: {beginning}")
-    finally:
-        await broker.discard()
-
-
-async def test_a_worker_that_finds_its_configuration_bad_is_code_2(redis_server: RedisServer) -> None:
-    cert = str(ROOT / "README.md")
-    broker = BrokerProcess(tables(2, tls_cert=cert, tls_key=cert), redis=redis_server)
-    await one_line(broker, 2, "server.tls_cert ")
-
-
 async def test_sighup_reopens_the_logs_of_all_and_reads_the_configuration_once(
     redis_server: RedisServer, run_broker: RunBroker, tmp_path: Path
 ) -> None:
@@ -446,35 +284,9 @@ def _open_files(pid: int) -> list[str]:
     return [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.exists()]
 
 
-async def test_a_parent_that_stood_still_itself_takes_no_worker_for_dead() -> None:
-    line, theirs = await ParentEnd.open(Config(), 1)
-    with theirs:
-        theirs.sendall(f"{ALIVE}\n".encode())
-        hearing = asyncio.create_task(line.hear(0.2))
-        deadline = asyncio.get_running_loop().time() + 0.1
-        await until(lambda: asyncio.get_running_loop().time() > deadline)
-        while asyncio.get_running_loop().time() < deadline + 0.3:
-            pass  # the loop of the parent stands still
-        theirs.sendall(f"{ALIVE}\n{READY}\n".encode())
-        assert await hearing == READY
-        with pytest.raises(TimeoutError):
-            await line.hear(0.1)
-        await line.close()
-
-
 def test_the_workers_argument_is_not_for_people() -> None:
     command = [sys.executable, "-X", "dev", "-m", "sse_broker", "--worker"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, timeout=30)
     assert result.returncode == 2
     assert result.stderr == "sse-broker: --worker is what the program says to itself; set server.workers instead\n"
-
-
-def test_a_configuration_passes_the_line_unchanged() -> None:
-    config = Config(
-        server=ServerConfig(workers=4, trusted_proxies=("10.0.0.0/8", "::1"), drain_seconds=2.5),
-        api=ApiConfig(keys=("a-key-of-some-length", "another-of-that-kind")),
-        jwt=JwtConfig(secret=SECRET, previous_secrets=(SECRET[::-1],)),
-        redis=RedisConfig(addrs=("127.0.0.1:6379", "127.0.0.1:6380"), password="päss\n"),
-    )
-    assert from_tables(json.loads(json.dumps(to_tables(config)))) == config
