@@ -44,7 +44,7 @@ class RedisClient:
         return connection
 
     def rely_on(self, connection: RedisConnection) -> None:
-        """Break the connections to other servers: this one was just seen to take writes, and all must use the same."""
+        """Leave other servers: this one was just seen to take writes, and all must use the same."""
         for address, one in self._given:
             if one is connection:
                 self._leave_all_but(address)
@@ -56,12 +56,12 @@ class RedisClient:
             log.warning("the Sentinels have made another server the master; it is used from now on")
 
     def _leave_all_but(self, address: Address) -> bool:
-        """Break the connections to a server that is the master no longer. Return whether there were any."""
+        """Leave servers that are the master no longer. Return whether there were any."""
         given = [(where, one) for where, one in self._given if one.is_open]
         former = [one for where, one in given if where != address]
         self._given = [(where, one) for where, one in given if where == address]
         for connection in former:
-            connection.drop()
+            connection.leave()
         return bool(former)
 
     async def connect_to(self, address: Address) -> RedisConnection:

@@ -34,6 +34,7 @@ from sse_broker.config import RedisConfig
 Address = tuple[str, int]
 
 CONNECT_SECONDS = 1.0
+LEAVE_SECONDS = 0.1
 # SO_LINGER: on close drop what is unsent, and reset the connection.
 NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 # Replies that nobody waits for yet: messages of a subscription.
@@ -60,11 +61,14 @@ class RedisConnection(asyncio.Protocol):
         self._seconds = 0.0
         self._heard_at = 0.0
         self._lost: BaseException | None = None
+        self._leaving = False
 
     @property
     def is_open(self) -> bool:
         """Whether it can be used, as far as is known here."""
-        return self._lost is None and self._transport is not None and not self._transport.is_closing()
+        if self._lost is not None or self._leaving:
+            return False
+        return self._transport is not None and not self._transport.is_closing()
 
     def drop(self) -> None:
         """Close at once; what was not sent yet never will be, and whoever waits sees it fail.
@@ -72,6 +76,17 @@ class RedisConnection(asyncio.Protocol):
         A close would go on sending, and the kernel after it: a call could be carried out long after it was given up.
         """
         self._fail(RedisConnectionError("the connection was dropped"))
+
+    def leave(self) -> None:
+        """Send nothing more, and drop once what was sent is answered, or will not be within `LEAVE_SECONDS`.
+
+        For a server that works and is only to be used no longer: what it has carried out already would be done again elsewhere.
+        """
+        if self._waiter is None:
+            self.drop()
+        else:
+            self._leaving = True
+            self._loop.call_later(LEAVE_SECONDS, self.drop)
 
     async def call(self, commands: Sequence[Sequence[Any]], seconds: float) -> list[Any]:
         """Send commands together and return their replies; one that Redis refused is its exception, in its place.

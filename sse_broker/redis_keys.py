@@ -22,6 +22,7 @@ Names below are what follows the shard's prefix `{sse}:`. The scripts make the s
 | log:all, log:u:UID | stream | frames for replay | TTL `sse.device_frame_cache_expire` |
 | log:d:DEVICE:UID | stream | likewise, for a device while it is a user's; without UID until it first is one's | the same TTL |
 | owner:DEVICE | string | the user under whom an offline device was here last | the same TTL, from its going or the last frame for it |
+| strayed:DEVICE:UID | string | up to which id frames for a device may lie with a former user, as a failover lost its change | the same TTL |
 | revoked:DIGEST | string | a kicked device's token | TTL until the token expires |
 | done:NONCE | string | the answer to a call, in case it is repeated; for a join, NONCE is its connection | TTL of seconds |
 

@@ -95,7 +95,7 @@ for at = 6, #ARGV, 4 do
       bury(former.connection)
       post_end(did, former, 'extrude_offline', device.device_address)
     end
-    local first = add(did, node..' '..connection..' '..json, uid, node)
+    local first = add(did, node..' '..connection..' '..json, uid, node, ARGV[5])
     if aloud then
       announce('sse_topic_device_online', did, device, ARGV[4], 'connected', device.instance_address)
       if first and not same_user then

@@ -109,7 +109,13 @@ end
 -- Frames for a device are kept for the user under whom it is here or was last; before the first, for whoever comes.
 local function device_log(did, uid) return P..'log:d:'..did..':'..uid end
 
-local function add(did, value, uid, node)
+local function strayed(did, uid) return P..'strayed:'..did..':'..uid end
+
+-- `doubt_ms` is set where this may come behind a loss of data. Then frames for the device may lie with a user whom it had before,
+-- as that it had changed its user was lost too; up to which id, is kept so long.
+local function add(did, value, uid, node, doubt_ms)
+  local owner = doubt_ms and redis.call('GET', P..'owner:'..did)
+  if owner and owner ~= uid then redis.call('SET', strayed(did, uid), text(current_id()), 'PX', doubt_ms) end
   local unclaimed = device_log(did, '')
   if redis.call('EXISTS', unclaimed) == 1 then redis.call('RENAMENX', unclaimed, device_log(did, uid)) end
   redis.call('HSET', ROUTES, did, value)
@@ -176,7 +182,9 @@ end
 local function read_logs(uid, did, after, count, expire_ms)
   local from = text(after + 1)
   local gap, epoch, horizon = 0, tonumber(redis.call('GET', P..'epoch') or '0'), now_us() - expire_ms * 1000
-  if after < epoch then gap = epoch - 1 end
+  if after < epoch then
+    gap = math.max(epoch - 1, tonumber(redis.call('GET', strayed(did, uid)) or '0'))
+  end
   if after < horizon then gap = math.max(gap, horizon) end
   local pages = {}
   for i, key in ipairs({P..'log:all', P..'log:u:'..uid, device_log(did, uid)}) do

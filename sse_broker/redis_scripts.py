@@ -108,7 +108,8 @@ if (not former or former.connection ~= connection) and redis.call('EXISTS', done
     bury(former.connection)
     post_end(did, former, 'extrude_offline', address)
   end
-  local first = add(did, node..' '..connection..' '..json, uid, node)
+  local is_older = ARGV[11] ~= '' and tonumber(ARGV[11]) < tonumber(redis.call('GET', P..'epoch') or '0')
+  local first = add(did, node..' '..connection..' '..json, uid, node, is_older and expire_ms)
   local device = cjson.decode(json)
   announce('sse_topic_device_online', did, device, when, 'connected', instance_address)
   if first and not same_user then

@@ -115,3 +115,48 @@ async def test_connections_that_are_cut_without_a_loss_make_nobody_look(shared_s
     await shared_site.heard_all()
     assert all(node.backend.health().reconnects > before for node, before in zip((one, two), reconnects, strict=True))
     assert one.missed_after == two.missed_after == []
+
+
+async def test_frames_for_a_device_whose_change_of_user_was_lost_are_a_gap(shared_site: Site) -> None:
+    """By its name they go to the user whom the cluster knows, and another must not see them: but hear of it."""
+    one, two = await pair(shared_site)
+    former = await one.join("d", "ann")
+    kept = await snapshot(shared_site)
+    one.leave(former)
+    device = await two.join("d", "bob")
+    seen = (await one.send("seen", names=["d"])).id
+    two.leave(device)
+    await shared_site.messages()
+    await lose(shared_site, kept)
+    await missed(one)
+    await missed(two)
+    await until(lambda: offline(one, "d"), what="the former user's ghost to be gone")
+    strayed = (await one.send("x", names=["d"])).id
+    for back in (two, one):
+        page = (await back.open(back.device("d", "bob"), seen)).page
+        assert strayed not in [frame.id for frame in page.frames]
+        assert page.gap_id >= strayed
+    after = (await one.send("y", names=["d"])).id
+    frames, gap = await one.replay(one.device("d", "bob"), page.gap_id)
+    assert ([frame.id for frame in frames], gap) == ([after], False)
+    assert not (await one.open(one.device("d", "bob"), after)).page.gap
+
+
+async def test_frames_for_an_open_stream_whose_change_of_user_was_lost_are_a_gap(shared_site: Site) -> None:
+    one, two = await pair(shared_site)
+    former = await one.join("d", "ann")
+    kept = await snapshot(shared_site)
+    one.leave(former)
+    device = await two.join("d", "bob")
+    seen = (await one.send("seen", names=["d"])).id
+    await stop_beating(two)
+    await lose(shared_site, kept)
+    await missed(one)
+    await two.backend.counts()  # it has connected anew
+    strayed = (await one.send("x", names=["d"])).id
+    assert two.missed_after == [], "it has put nothing right yet"
+    await two.backend.membership.rejoin(announce=False)  # type: ignore[attr-defined]
+    page = await two.backend.replay(device, seen)
+    assert strayed not in [frame.id for frame in page.frames]
+    assert page.gap_id >= strayed
+    assert not (await two.backend.replay(device, page.gap_id)).gap

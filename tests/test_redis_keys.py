@@ -29,6 +29,7 @@ TTLS = {
     "log:u:UID": EXPIRE,
     "log:d:DEVICE:UID": EXPIRE,
     "owner:DEVICE": EXPIRE,
+    "strayed:DEVICE:UID": EXPIRE,
     "revoked:DIGEST": 600,
     "done:NONCE": 10,
     "sse:device:{DEVICE}:CONNECTION": 4 * HEARTBEAT,
@@ -96,6 +97,8 @@ async def use_everything(site: Site, nodes: list[Node]) -> None:
         await two.join("kicked", "u9", token_digest="digest", **until_then)
     one.leave(devices[0])
     await two.join(devices[1].device_name, "another user")
+    before_the_data = two.device(devices[0].device_name, "somebody else")
+    await two.open(before_the_data, 1)
     await stop_beating(dead)
 
     async def cleared() -> bool:
